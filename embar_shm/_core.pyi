@@ -1,0 +1,257 @@
+"""
+Native core of embar-shm: ring, broker, publisher. Use embar_shm, not this module.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from typing_extensions import Buffer
+
+MAGIC: int = 3552575203764751685
+
+LAYOUT_VERSION: int = 1
+
+FEATURES: int = 0
+
+SEGMENT_HEADER_BYTES: int = 4096
+
+BATCH_HEADER_BYTES: int = 128
+
+FRAME_HEADER_BYTES: int = 8
+
+BROKER_LOCK: int = 0
+
+MAX_PUBLISHERS: int = 1000
+
+HAS_NONTEMPORAL: bool = True
+
+def plan(slots: int, slot_bytes: int, max_publishers: int) -> dict[str, int]:
+    """
+    Offsets and sizes in bytes of a segment with this geometry. Raises ValueError beyond the limits.
+    """
+
+def format_segment(
+    buffer: Buffer,
+    slots: int,
+    slot_bytes: int,
+    max_publishers: int,
+    name: str,
+    boot_id: str,
+    unix_ns: int,
+) -> None:
+    """Writes the segment header, all but its magic, into zeroed memory."""
+
+def publish_segment(buffer: Buffer) -> None:
+    """Sets the magic: from now on the segment can be attached."""
+
+def read_header(buffer: Buffer) -> dict[str, Any]:
+    """The fields of a segment header, unchecked."""
+
+def publisher_lock(index: int) -> int:
+    """Byte offset of the liveness lock of a publishers row."""
+
+def try_lock(fd: int, offset: int) -> bool:
+    """
+    Takes the liveness lock of one byte for this open file description. False: somebody else holds it.
+    """
+
+def unlock(fd: int, offset: int) -> None:
+    """Gives a liveness lock back."""
+
+def is_locked(fd: int, offset: int) -> bool:
+    """
+    Does another open file description hold the byte? (Own locks do not show.)
+    """
+
+def die_with_parent(parent: int, signal: int) -> None:
+    """Asks the kernel to send `signal` when the parent process is gone."""
+
+def last_level_cache() -> int:
+    """Size in bytes of the last-level cache, as the copy rule sees it."""
+
+class Monitor:
+    """
+    Read-only look at the counters of a mapped ring; costs its users nothing.
+    """
+
+    def __init__(self, buffer: Buffer) -> None: ...
+    def control(self) -> dict[str, int]:
+        """The broker's words and counters."""
+
+    def publisher(self, index: int) -> dict[str, Any]:
+        """One row of the publishers table."""
+
+    def broker_stages(self) -> dict[str, dict[str, Any]]:
+        """Histograms in ns: validate, queue, release."""
+
+    def publisher_stages(self, index: int) -> dict[str, dict[str, Any]]:
+        """Histograms in ns of one publisher."""
+
+    def slots(self) -> list[tuple[int, int, int, int]]:
+        """Per slot: (slot, owner index or -1, generation, held for ns)."""
+
+    @property
+    def max_publishers(self) -> int: ...
+
+class Ring(Monitor):
+    """The ring's single steps (ring.hpp), for tests and tools."""
+
+    def __init__(self, buffer: Buffer) -> None: ...
+    def claim(self, owner: int) -> tuple[int, int] | None:
+        """Claims the first free slot: (slot, generation), or None."""
+
+    def commit(self, slot: int, generation: int) -> int | None:
+        """Commits: the ticket, or None if corrupt."""
+
+    def look(self, ticket: int) -> str:
+        """'empty', 'committed' or 'corrupt'."""
+
+    def release(self, ticket: int, slot: int, owner: int, generation: int) -> None: ...
+    def reap_slots(self, owner: int) -> int:
+        """Frees all slots of an owner: how many."""
+
+    def has_committed(self, owner: int, since: int) -> bool:
+        """Does a committed ticket from `since` on refer to a slot of this owner?"""
+
+class BrokerCore:
+    """The broker of one mapped ring. One thread at a time, but for stop()."""
+
+    def __init__(
+        self, buffer: Buffer, lock_fd: int, wait_mode: int, spin_us: float, cpus: int
+    ) -> None: ...
+    def serve(self, timeout: float | None) -> str:
+        """
+        Accepts, releases, reaps; 'stopped', 'timeout' (seconds) or 'corrupt'. Releases the GIL.
+        """
+
+    def accept(self) -> dict[str, Any] | None:
+        """Accepts one batch and leaves it in its slot; None when there is none."""
+
+    def release(self) -> bool:
+        """Releases the oldest accepted batch; False when there is none."""
+
+    def reap(self) -> int:
+        """Frees what publishers that are gone left: how many rows."""
+
+    def reap_row(self, index: int) -> bool:
+        """Frees one row whose owner is known to be gone."""
+
+    def stop(self) -> None:
+        """Ends serve(), from any thread or signal handler."""
+
+    def resume(self) -> None:
+        """Takes stop() back."""
+
+    def retire(self) -> None:
+        """Tells all publishers that nothing will be accepted any more."""
+
+    @property
+    def corruption(self) -> str | None:
+        """What is wrong with the segment, or None."""
+
+class PublisherCore:
+    """One publisher on one mapped ring."""
+
+    def __init__(
+        self,
+        context: Any,
+        buffer: Buffer,
+        index: int,
+        lock_fd: int,
+        publisher_id: int,
+        incarnation: int,
+        message_size: int,
+        batch_bytes: int,
+        quota: int,
+        ack: int,
+        linger_ms: float,
+        copy: int,
+        sample_every: int,
+        wait_mode: int,
+        spin_us: float,
+        cpus: int,
+        timeout: float | None,
+    ) -> None: ...
+    def publish(self, message: Buffer, /) -> None:
+        """
+        Appends one message to the open batch; commits the batch when it is full.
+        """
+
+    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+        """
+        Appends one message per row of a 2-D array, or per message_size bytes of a buffer.
+        """
+
+    def flush(self) -> int:
+        """Commits the open batch: the seq of the last committed batch (0: none)."""
+
+    def wait_acked(self, timeout: float | None = None, seq: int | None = None) -> None:
+        """Waits until batch seq (all so far) is in the log."""
+
+    def close(self) -> None:
+        """Gives the row back. Flush first."""
+
+    def after_fork_in_child(self) -> None:
+        """Makes this object raise in a forked child."""
+
+    @property
+    def context(self) -> Any: ...
+    @property
+    def committed_seq(self) -> int: ...
+    @property
+    def accepted_seq(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def has_reservation(self) -> bool: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def message_size(self) -> int: ...
+    @property
+    def batch_bytes(self) -> int: ...
+    @property
+    def quota(self) -> int: ...
+    @property
+    def state(self) -> str:
+        """'ok', 'closed', 'forked' or 'corrupt'."""
+
+    @property
+    def peer(self) -> str:
+        """'ok', 'broker_stopped', 'broker_gone' or 'faulted'."""
+
+class Reservation:
+    """
+    Writable memory for the next message, in the slot itself. A context manager.
+    """
+
+    def __init__(self, publisher: PublisherCore, nbytes: int) -> None: ...
+    def commit(self) -> None:
+        """Appends what was written as a message."""
+
+    def abort(self) -> None:
+        """Gives the memory back; nothing is appended."""
+
+    @property
+    def is_open(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def memory_copy(
+    target: Buffer,
+    offsets: Sequence[int],
+    source: Buffer,
+    batch_bytes: int,
+    batches: int,
+    nontemporal: bool,
+) -> int:
+    """
+    Copies `source` repeatedly into batches at the given offsets of `target`, in turn: ns it took.
+    """
+
+class EmptyCall:
+    """Yardstick: a native method that does nothing."""
+
+    def __init__(self) -> None: ...
+    def call(self, argument: object, /) -> None:
+        """Does nothing, as cheaply as Python can call anything."""

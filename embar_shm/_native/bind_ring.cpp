@@ -1,0 +1,200 @@
+// Monitor: everybody's read-only look at a ring. Ring: its single steps, for tests and tools.
+#include "bindings.hpp"
+#include "ring.hpp"
+
+namespace embar {
+namespace {
+
+template <class T>
+T value(const std::atomic<T>& word) {
+    return word.load(std::memory_order_relaxed);  // statistics: any recent value
+}
+
+nb::dict as_dict(const Histogram& h) {
+    nb::list buckets;
+    for (std::size_t i = 0; i < Histogram::kBuckets; ++i)
+        if (const u64 n = value(h.buckets[i])) buckets.append(nb::make_tuple(Histogram::upper_bound(i), n));
+    nb::dict d;
+    d["count"] = value(h.count);
+    d["sum"] = value(h.sum);
+    d["max"] = value(h.max);
+    d["buckets"] = buckets;
+    return d;
+}
+
+const char* state_name(u32 state) {
+    switch (static_cast<EntryState>(state)) {
+        case EntryState::Free: return "free";
+        case EntryState::Active: return "active";
+        case EntryState::Closed: return "closed";
+    }
+    return "?";
+}
+
+class Monitor {
+public:
+    explicit Monitor(nb::handle buffer) : Monitor(buffer, false) {}
+
+    nb::dict control() const {
+        const Control& c = ring_.control();
+        nb::dict d;
+        d["tail"] = value(c.tail);
+        d["head"] = value(c.head);
+        d["released"] = value(c.released);
+        d["state"] = value(c.state);
+        d["epoch"] = value(c.epoch);
+        d["broker_pid"] = value(c.broker_pid);
+        d["attached"] = value(c.attached);
+        d["space_waiters"] = value(c.space_waiters);
+        d["batches"] = value(c.batches);
+        d["messages"] = value(c.messages);
+        d["payload_bytes"] = value(c.payload_bytes);
+        d["duplicated"] = value(c.duplicated);
+        d["out_of_order"] = value(c.out_of_order);
+        d["corrupt"] = value(c.corrupt);
+        d["reaped_publishers"] = value(c.reaped_publishers);
+        d["reaped_slots"] = value(c.reaped_slots);
+        d["sleeps"] = value(c.sleeps);
+        d["wakes_sent"] = value(c.wakes_sent);
+        d["missed_wakeups"] = value(c.missed_wakeups);
+        return d;
+    }
+    nb::dict publisher(u32 index) const {
+        const PublisherEntry& p = ring_.publisher(checked(index));
+        nb::dict d;
+        d["index"] = index;
+        d["state"] = state_name(p.state.load(std::memory_order_acquire));
+        d["pid"] = value(p.pid);
+        d["publisher_id"] = value(p.publisher_id);
+        d["incarnation"] = value(p.incarnation);
+        d["attached_ns"] = value(p.attached_ns);
+        d["quota"] = value(p.quota);
+        d["ack"] = value(p.ack);
+        d["accepted_seq"] = value(p.accepted_seq);
+        d["released_batches"] = value(p.released_batches);
+        d["accepted_messages"] = value(p.accepted_messages);
+        d["accepted_bytes"] = value(p.accepted_bytes);
+        d["fault"] = value(p.fault);
+        d["fault_seq"] = value(p.fault_seq);
+        d["committed_seq"] = value(p.committed_seq);
+        d["messages"] = value(p.messages);
+        d["payload_bytes"] = value(p.payload_bytes);
+        d["space_waits"] = value(p.space_waits);
+        d["ack_waits"] = value(p.ack_waits);
+        d["wakes_sent"] = value(p.wakes_sent);
+        d["missed_wakeups"] = value(p.missed_wakeups);
+        d["nontemporal_batches"] = value(p.nontemporal_batches);
+        return d;
+    }
+    nb::dict broker_stages() const {
+        const Control& c = ring_.control();
+        nb::dict d;
+        d["validate"] = as_dict(c.validate);
+        d["queue"] = as_dict(c.queue);
+        d["release"] = as_dict(c.release);
+        return d;
+    }
+    nb::dict publisher_stages(u32 index) const {
+        const PublisherEntry& p = ring_.publisher(checked(index));
+        nb::dict d;
+        d["buffer_write"] = as_dict(p.buffer_write);
+        d["get_buffer"] = as_dict(p.get_buffer);
+        d["send_payload"] = as_dict(p.send_payload);
+        d["wait_space"] = as_dict(p.wait_space);
+        d["wait_ack"] = as_dict(p.wait_ack);
+        return d;
+    }
+    // Who holds which slot: (slot, owner index or -1, generation, held for ns).
+    nb::list slots() const {
+        nb::list l;
+        const u64 now = now_ns();
+        for (u32 s = 0; s < ring_.geometry().slots; ++s) {
+            const u64 w = value(ring_.slot(s).word);
+            const u64 since = value(ring_.slot(s).owned_since);
+            const bool owned = slot_word::is_owned(w);
+            l.append(nb::make_tuple(s, owned ? static_cast<int>(slot_word::owner(w)) : -1, slot_word::generation(w),
+                                    owned && since < now ? now - since : 0));
+        }
+        return l;
+    }
+    u32 max_publishers() const { return ring_.geometry().max_publishers; }
+
+protected:
+    Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(view(buffer_)) {}
+    static Ring view(const HeldBuffer& b) {
+        if (const char* why = Ring::unusable(b.data(), b.size())) throw nb::value_error(why);
+        return Ring(b.data());
+    }
+    u32 checked(u32 index) const {
+        if (index >= ring_.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
+        return index;
+    }
+    u32 checked_slot(u32 s) const {
+        if (s >= ring_.geometry().slots) throw nb::index_error("no such slot");
+        return s;
+    }
+
+    HeldBuffer buffer_;
+    Ring ring_;
+};
+
+class Steps : public Monitor {
+public:
+    explicit Steps(nb::handle buffer) : Monitor(buffer, true) {}
+
+    std::optional<std::pair<u32, u64>> claim(u32 owner) const {
+        u32 s;
+        u64 g;
+        if (!ring_.try_claim(checked(owner), s, g)) return std::nullopt;
+        return std::pair{s, g};
+    }
+    std::optional<u64> commit(u32 s, u64 generation) const {
+        const u64 t = ring_.commit(checked_slot(s), generation);
+        return t == kNoTicket ? std::nullopt : std::optional(t);
+    }
+    std::string look(u64 t) const {
+        Ring::Committed c;
+        switch (ring_.look(t, c)) {
+            case Ring::Look::Empty: return "empty";
+            case Ring::Look::Committed: return "committed";
+            case Ring::Look::Corrupt: return "corrupt";
+        }
+        return "?";
+    }
+    void release(u64 t, u32 s, u32 owner, u64 generation) const {
+        ring_.release(t, {checked_slot(s), owner, generation});
+    }
+    u32 reap_slots(u32 owner) const { return ring_.reap_slots(owner); }
+    bool has_committed(u32 owner, u64 from) const { return ring_.has_committed(owner, from); }
+};
+
+}  // namespace
+
+void bind_ring(nb::module_& m) {
+    nb::class_<Monitor>(m, "Monitor", "Read-only look at the counters of a mapped ring; costs its users nothing.")
+        .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
+        .def("control", &Monitor::control, nb::sig("def control(self) -> dict[str, int]"),
+             "The broker's words and counters.")
+        .def("publisher", &Monitor::publisher, nb::arg("index"),
+             nb::sig("def publisher(self, index: int) -> dict[str, Any]"), "One row of the publishers table.")
+        .def("broker_stages", &Monitor::broker_stages, nb::sig("def broker_stages(self) -> dict[str, dict[str, Any]]"),
+             "Histograms in ns: validate, queue, release.")
+        .def("publisher_stages", &Monitor::publisher_stages, nb::arg("index"),
+             nb::sig("def publisher_stages(self, index: int) -> dict[str, dict[str, Any]]"),
+             "Histograms in ns of one publisher.")
+        .def("slots", &Monitor::slots, nb::sig("def slots(self) -> list[tuple[int, int, int, int]]"),
+             "Per slot: (slot, owner index or -1, generation, held for ns).")
+        .def_prop_ro("max_publishers", &Monitor::max_publishers);
+    nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")
+        .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
+        .def("claim", &Steps::claim, nb::arg("owner"), "Claims the first free slot: (slot, generation), or None.")
+        .def("commit", &Steps::commit, nb::arg("slot"), nb::arg("generation"),
+             "Commits: the ticket, or None if corrupt.")
+        .def("look", &Steps::look, nb::arg("ticket"), "'empty', 'committed' or 'corrupt'.")
+        .def("release", &Steps::release, nb::arg("ticket"), nb::arg("slot"), nb::arg("owner"), nb::arg("generation"))
+        .def("reap_slots", &Steps::reap_slots, nb::arg("owner"), "Frees all slots of an owner: how many.")
+        .def("has_committed", &Steps::has_committed, nb::arg("owner"), nb::arg("since"),
+             "Does a committed ticket from `since` on refer to a slot of this owner?");
+}
+
+}  // namespace embar

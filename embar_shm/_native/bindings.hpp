@@ -1,0 +1,60 @@
+// What the binding files share: buffers held by native objects, signals, times.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include "waiting.hpp"
+
+namespace embar {
+
+namespace nb = nanobind;
+
+// A Python buffer (an mmap, an array) that stays mapped for as long as this object lives.
+class HeldBuffer {
+public:
+    HeldBuffer(nb::handle object, bool writable) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0)
+            throw nb::python_error();
+    }
+    ~HeldBuffer() { PyBuffer_Release(&view_); }
+    HeldBuffer(const HeldBuffer&) = delete;
+    HeldBuffer& operator=(const HeldBuffer&) = delete;
+    char* data() const noexcept { return static_cast<char*>(view_.buf); }
+    std::size_t size() const noexcept { return static_cast<std::size_t>(view_.len); }
+
+private:
+    Py_buffer view_{};
+};
+
+// CLOCK_MONOTONIC ns of a moment `seconds` from now; none: never.
+inline std::uint64_t deadline_after(std::optional<double> seconds) noexcept {
+    if (!seconds || std::isnan(*seconds) || *seconds > 1e9) return ~0ULL;
+    return now_ns() + static_cast<std::uint64_t>(std::max(*seconds, 0.0) * 1e9);
+}
+
+// Lets Python run signal handlers; throws what they raise (KeyboardInterrupt).
+inline void check_signals() {
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+inline SpinOptions spin_options(int wait_mode, double spin_us, unsigned cpus) {
+    if (wait_mode < 0 || wait_mode > 2) throw nb::value_error("wait mode must be 0 (adaptive), 1 (spin) or 2 (block)");
+    return {static_cast<WaitMode>(wait_mode), static_cast<std::uint64_t>(std::max(spin_us, 0.0) * 1e3), cpus};
+}
+
+void bind_segment(nb::module_& m);
+void bind_ring(nb::module_& m);
+void bind_broker(nb::module_& m);
+void bind_publisher(nb::module_& m);
+void bind_ceiling(nb::module_& m);
+
+}  // namespace embar

@@ -1,0 +1,288 @@
+// The broker: sole consumer and sole reaper of one ring.
+//
+//   accept    look at the next ticket, copy the header once, check it, drop duplicates, acknowledge
+//   release   recycle the ticket, free the slot, wake whoever waits for it
+//   reap      free what publishers that are gone left behind
+//   serve     all of it, sleeping in between
+//
+// An acknowledgement (`accepted_seq`) is absolute, and only ever the number of batches that form an unbroken
+// prefix of the publisher's sequence, each wholly in the log: it is stored after the batch's own ticket was
+// accepted, and a batch that would leave a gap is refused.
+//
+// Sequence numbers and cursors are kept in private memory and only published to the segment: nobody can
+// make the broker acknowledge, release or skip by writing there.
+#pragma once
+
+#include <vector>
+
+#include "liveness.hpp"
+#include "ring.hpp"
+#include "waiting.hpp"
+
+namespace embar {
+
+enum class Verdict { Accepted, Duplicate, OutOfOrder, BadHeader };
+
+struct Accepted {
+    u64 ticket;
+    Ring::Committed where;
+    BatchHeader header;
+    Verdict verdict;
+};
+
+class Broker {
+public:
+    enum class Result { Idle, Worked, Stopped, Interrupted, Corrupt };
+
+    // `lock_fd`: an open file description of the segment on which the broker's byte is locked; -1 on a
+    // plain buffer (tests), where nobody is ever found dead.
+    Broker(Ring ring, int lock_fd, const SpinOptions& spin)
+        : ring_(ring), lock_fd_(lock_fd), spin_(spin), peers_(ring.geometry().max_publishers),
+          accepted_(ring.geometry().tickets) {
+        Control& c = ring_.control();
+        head_ = c.head.load(std::memory_order_relaxed);
+        released_ = c.released.load(std::memory_order_relaxed);
+        c.broker_pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
+        c.epoch.store(c.epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+        c.state.store(static_cast<u32>(BrokerState::Serving), std::memory_order_seq_cst);
+    }
+
+    const Ring& ring() const noexcept { return ring_; }
+    const char* corruption() const noexcept { return corruption_; }
+
+    // Accepts the next committed ticket.
+    // => true: `out` tells what it was; it holds its slot until release_next(). => false: there is none, or
+    // the segment is corrupt (corruption() says what).
+    bool accept(Accepted& out) noexcept {
+        if (head_ - released_ >= ring_.geometry().tickets) return false;  // everything waits for its release
+        const Ring::Look look = ring_.look(head_, out.where);
+        if (look == Ring::Look::Empty) return false;
+        if (look == Ring::Look::Corrupt) {
+            corruption_ = "a ticket entry and its slot word do not belong together";
+            return false;
+        }
+        const u64 begin = now_ns();
+        Control& c = ring_.control();
+        std::memcpy(&out.header, ring_.header_of(out.where.slot), sizeof out.header);  // the one copy
+        out.ticket = head_;
+        out.verdict = judge(out.header, out.where.owner);
+        Peer& peer = peers_[out.where.owner];
+        PublisherEntry& row = ring_.publisher(out.where.owner);
+        switch (out.verdict) {
+            case Verdict::Accepted:
+                Histogram::add(c.batches, 1);
+                Histogram::add(c.messages, out.header.messages);
+                Histogram::add(c.payload_bytes, out.header.payload_bytes);
+                Histogram::add(row.accepted_messages, out.header.messages);
+                Histogram::add(row.accepted_bytes, out.header.payload_bytes);
+                peer.accepted_seq = out.header.seq;
+                break;
+            case Verdict::Duplicate: Histogram::add(c.duplicated, 1); break;
+            case Verdict::OutOfOrder:
+                Histogram::add(c.out_of_order, 1);
+                accuse(row, Fault::OutOfOrder, out.header.seq);
+                break;
+            case Verdict::BadHeader:
+                Histogram::add(c.corrupt, 1);
+                accuse(row, Fault::BadHeader, peer.accepted_seq + 1);
+                break;
+        }
+        accepted_[head_ % accepted_.size()] = out.where;
+        ++head_;
+        c.head.store(head_, std::memory_order_release);
+        // The acknowledgement. seq_cst: the condition of the publisher's eventcount.
+        row.accepted_seq.store(peer.accepted_seq, std::memory_order_seq_cst);
+        c.validate.record(now_ns() - begin);
+        if (out.verdict == Verdict::Accepted && out.header.committed_ns <= begin)
+            c.queue.record(begin - out.header.committed_ns);
+        return true;
+    }
+
+    // Releases the oldest accepted ticket and wakes who waits. => false: everything accepted is released.
+    bool release_next() noexcept {
+        if (released_ == head_) return false;
+        const u64 begin = now_ns();
+        const Ring::Committed where = accepted_[released_ % accepted_.size()];
+        PublisherEntry& row = ring_.publisher(where.owner);
+        ring_.release(released_, where);
+        ++released_;
+        ring_.control().released.store(released_, std::memory_order_release);
+        row.released_batches.store(++peers_[where.owner].released, std::memory_order_seq_cst);
+        wake(row);
+        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
+        ring_.control().release.record(now_ns() - begin);
+        return true;
+    }
+
+    // Frees the slots and rows of publishers that are gone. => rows freed.
+    u32 reap() noexcept {
+        u32 rows = 0, attached = 0;
+        if (lock_fd_ < 0) return 0;
+        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
+            if (ring_.publisher(i).state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free))
+                continue;  // pairs with the release store that ends an attach
+            ++attached;
+            // Only the kernel's word counts. While we hold the byte, nobody can take the row.
+            if (!try_lock_byte(lock_fd_, publisher_lock(i))) continue;
+            if (reap_row(i)) ++rows, --attached;
+            unlock_byte(lock_fd_, publisher_lock(i));
+        }
+        ring_.control().attached.store(attached, std::memory_order_relaxed);
+        return rows;
+    }
+    // Frees row i and its slots if it has no batch in the log that is not released. The caller knows that
+    // the owner is gone. => false: come back after the next release.
+    bool reap_row(u32 i) noexcept {
+        if (ring_.has_committed(i, released_)) return false;
+        PublisherEntry& row = ring_.publisher(i);
+        Control& c = ring_.control();
+        const u32 slots = ring_.reap_slots(i);
+        Histogram::add(c.reaped_slots, slots);
+        if (row.state.load(std::memory_order_relaxed) == static_cast<u32>(EntryState::Active))
+            Histogram::add(c.reaped_publishers, 1);
+        peers_[i] = Peer{};
+        clear(row);
+        row.state.store(static_cast<u32>(EntryState::Free), std::memory_order_release);
+        for (u32 n = 0; n < slots && c.space_waiters.load(std::memory_order_seq_cst); ++n) wake_one_space_waiter();
+        return true;
+    }
+
+    // Works and sleeps until the deadline, a stop() or a signal.
+    Result serve(u64 deadline_ns) noexcept {
+        Control& c = ring_.control();
+        bool worked = false;
+        for (;;) {
+            Accepted a;
+            int n = 0;
+            while (n < kSweep && accept(a)) ++n;
+            while (release_next()) {}
+            if (corruption_) return Result::Corrupt;
+            if (n == kSweep && !stop_.load(std::memory_order_seq_cst) && now_ns() < next_reap_) continue;
+            worked |= n > 0;
+            const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            const u64 now = now_ns();
+            if (now >= next_reap_ || wanted) {
+                reap();
+                next_reap_ = now + kReapEveryNs;
+            }
+            if (n > 0) continue;
+            if (stop_.load(std::memory_order_seq_cst)) return Result::Stopped;
+            if (now >= deadline_ns) return worked ? Result::Worked : Result::Idle;
+            bool missed = false;
+            Histogram::add(c.sleeps, 1);
+            const Wait w = sleep_unless(
+                [&] { return ring_.is_committed(head_) || stop_.load(std::memory_order_seq_cst); }, c.event, c.sleeping,
+                deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)),
+                wanted ? kWantedSleepNs : kMaxSleepNs, missed);
+            spin_.outcome(w == Wait::Ready);
+            if (missed) Histogram::add(c.missed_wakeups, 1);
+            if (w == Wait::Interrupted) return Result::Interrupted;
+        }
+    }
+
+    // Ends serve() after it has accepted what is committed. Any thread; async-signal-safe.
+    void stop() noexcept {
+        stop_.store(true, std::memory_order_seq_cst);
+        wake_if_sleeping(ring_.control().event, ring_.control().sleeping);
+    }
+    void resume() noexcept { stop_.store(false, std::memory_order_seq_cst); }
+
+    // Tells every publisher that nothing will be accepted any more.
+    void retire() noexcept {
+        ring_.control().state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
+        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
+            PublisherEntry& row = ring_.publisher(i);
+            wake_if_sleeping(row.event, row.sleeping);
+        }
+    }
+
+private:
+    static constexpr int kSweep = 64;
+    static constexpr u64 kReapEveryNs = 50'000'000;   // while busy
+    static constexpr u64 kWantedSleepNs = 5'000'000;  // while somebody waits for a slot
+
+    struct Peer {
+        u64 accepted_seq = 0;
+        u64 released = 0;
+    };
+
+    Verdict judge(const BatchHeader& h, u32 owner) const noexcept {
+        const PublisherEntry& row = ring_.publisher(owner);
+        if (h.magic != kBatchMagic || h.version != kBatchVersion || h.check != header_check(h))
+            return Verdict::BadHeader;
+        if (h.publisher_id != row.publisher_id.load(std::memory_order_relaxed) ||
+            h.incarnation != row.incarnation.load(std::memory_order_relaxed))
+            return Verdict::BadHeader;
+        if (h.messages == 0 || h.body_bytes > ring_.geometry().slot_bytes) return Verdict::BadHeader;
+        const u64 n = h.messages;
+        switch (static_cast<Format>(h.format)) {
+            case Format::Fixed:
+                if (h.message_size == 0 || n * h.message_size != h.body_bytes || h.payload_bytes != h.body_bytes)
+                    return Verdict::BadHeader;
+                break;
+            case Format::Variable:
+                if (h.message_size != 0 || h.body_bytes % 8 || h.payload_bytes < n || h.payload_bytes > h.body_bytes ||
+                    h.body_bytes - h.payload_bytes < n * kFrameHeader)
+                    return Verdict::BadHeader;
+                break;
+            default: return Verdict::BadHeader;
+        }
+        const u64 last = peers_[owner].accepted_seq;
+        if (h.seq <= last) return Verdict::Duplicate;
+        return h.seq == last + 1 ? Verdict::Accepted : Verdict::OutOfOrder;
+    }
+
+    void accuse(PublisherEntry& row, Fault fault, u64 seq) noexcept {
+        if (row.fault.load(std::memory_order_relaxed)) return;  // the first fault is the one to tell
+        row.fault_seq.store(seq, std::memory_order_relaxed);
+        row.fault.store(static_cast<u32>(fault), std::memory_order_seq_cst);  // seq_cst: an eventcount's condition
+    }
+
+    void wake(PublisherEntry& row) noexcept {
+        if (wake_if_sleeping(row.event, row.sleeping)) Histogram::add(ring_.control().wakes_sent, 1);
+    }
+
+    // One slot came free, one waiter is woken. The flag is taken back before the search: a publisher that
+    // starts to wait after we passed its row sets it again.
+    void wake_one_space_waiter() noexcept {
+        Control& c = ring_.control();
+        c.space_waiters.store(0, std::memory_order_seq_cst);  // pairs with Publisher::wait_space()
+        const u32 rows = ring_.geometry().max_publishers;
+        for (u32 k = 0; k < rows; ++k) {
+            const u32 i = (next_waiter_ + k) % rows;
+            PublisherEntry& row = ring_.publisher(i);
+            if (row.wants_any_slot.load(std::memory_order_seq_cst) == 0) continue;
+            c.space_waiters.store(1, std::memory_order_seq_cst);  // there may be more
+            next_waiter_ = (i + 1) % rows;
+            wake(row);
+            return;
+        }
+    }
+
+    static void clear(PublisherEntry& row) noexcept {
+        row.pid.store(0, std::memory_order_relaxed);
+        for (auto* w : {&row.publisher_id, &row.incarnation, &row.attached_ns, &row.accepted_seq, &row.released_batches,
+                        &row.accepted_messages, &row.accepted_bytes, &row.fault_seq, &row.committed_seq, &row.messages,
+                        &row.payload_bytes, &row.space_waits, &row.ack_waits, &row.wakes_sent, &row.missed_wakeups,
+                        &row.nontemporal_batches})
+            w->store(0, std::memory_order_relaxed);
+        for (auto* w : {&row.quota, &row.ack, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
+            w->store(0, std::memory_order_relaxed);
+        for (auto* h : {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack})
+            h->reset();
+    }
+
+    Ring ring_;
+    int lock_fd_;
+    SpinPolicy spin_;
+    std::vector<Peer> peers_;
+    std::vector<Ring::Committed> accepted_;  // by ticket: what release_next() needs, out of others' reach
+    u64 head_ = 0;
+    u64 released_ = 0;
+    u64 next_reap_ = 0;
+    u32 next_waiter_ = 0;
+    std::atomic<bool> stop_{false};
+    const char* corruption_ = nullptr;
+};
+
+}  // namespace embar

@@ -1,0 +1,11 @@
+// embar_shm._core: the bindings of the native core. Each bind_*.cpp binds one header.
+#include "bindings.hpp"
+
+NB_MODULE(_core, m) {
+    m.doc() = "Native core of embar-shm: ring, broker, publisher. Use embar_shm, not this module.";
+    embar::bind_segment(m);
+    embar::bind_ring(m);
+    embar::bind_broker(m);
+    embar::bind_publisher(m);
+    embar::bind_ceiling(m);
+}

@@ -1,0 +1,229 @@
+// The ring: slots that are owned, tickets that are committed with one CAS.
+//
+// Nouns.  A *slot* is a piece of memory for one batch. A *ticket* is a batch's place in the log: 0, 1, 2, ...
+// Ticket t lives in entry t mod tickets, in lap t / tickets. A *publisher* claims a slot, fills it, commits
+// it to the next ticket. The *broker* accepts tickets in order, and releases them in order.
+//
+// Words, and who writes them:
+//   slot word     FREE(g) -> OWNED(g, p)       claim     publisher p, CAS
+//                 OWNED(g, p) -> FREE(g+1)     release   broker, after the ticket; or reap, once p is gone
+//   ticket entry  FREE(lap) -> USED(lap, s, g) commit    any publisher, CAS
+//                 USED(lap, ..) -> FREE(lap+1) release   broker
+//   tail          t -> t+1                     help      anybody who saw that entry t is no longer FREE(lap)
+//   head, released                                       broker
+//
+// Invariants.
+//   I1  A slot has one owner; only the owner writes its bytes, and only between claim and commit.
+//   I2  Entry t is USED only if all tickets below t were committed: publishers only try the entry at `tail`,
+//       and `tail` moves past t only when t is committed. So the log has no holes, at any instant.
+//   I3  Unreleased tickets refer to distinct slots, hence there are at most `slots` <= `tickets` of them, and
+//       the entry at `tail` is never one that still waits for its release: commit never waits.
+//   I4  A publisher's batches are committed in the order of its seq (it commits one at a time).
+//
+// Why no claim-ordered ring?  Filling a batch takes long enough to be preempted or killed in it, and in a
+// ring that orders by claim everybody behind waits. Here the place in the log is taken by the commit itself:
+// before its CAS a publisher has no place, after it the batch is complete. There is nothing in between.
+//
+// Death.  Whatever instruction a publisher dies at, what it leaves is (a) nothing, (b) a slot it owns and no
+// ticket refers to: the broker frees it after the kernel dropped the owner's lock (liveness.hpp), or (c) a
+// committed batch, with `tail` perhaps not moved: the next committer moves it. A broker that dies leaves the
+// ring as it is.
+//
+// ABA.  A publisher that sleeps between reading an entry and its CAS finds FREE(lap) again only after 2^32
+// laps. A claim's CAS is guarded by 48 bits of generation.
+//
+// Order.  Batch bytes -> commit CAS (release) -> accept's load of the entry (acquire): the broker reads what
+// the publisher wrote. Broker's last read of a slot -> store FREE(g+1) (release) -> claim CAS (acquire): the
+// next owner writes only after the broker has read. The commit CAS and the slot's release store are
+// seq_cst, because they also are the "condition" of the eventcounts (waiting.hpp).
+#pragma once
+
+#include <bit>
+#include <cstring>
+#include <new>
+
+#include "layout.hpp"
+
+namespace embar {
+
+inline constexpr u64 kNoTicket = ~0ULL;
+
+// A view of a mapped segment: pointers and a private copy of the geometry. Owns nothing.
+class Ring {
+public:
+    // Why these bytes are not a ring this code can use, or null. (segment.py gives the long answer.)
+    static const char* unusable(const void* base, std::size_t bytes) noexcept {
+        if (reinterpret_cast<std::uintptr_t>(base) % kLine) return "the buffer is not aligned to 128 bytes";
+        if (bytes < sizeof(SegmentHeader)) return "the buffer is smaller than a segment header";
+        const auto& h = *static_cast<const SegmentHeader*>(base);
+        if (h.magic.load(std::memory_order_acquire) != kMagic) return "the magic is wrong";  // pairs with publish()
+        if (h.layout_version != kLayoutVersion) return "the layout version differs";
+        const u32 slots = h.slots, publishers = h.max_publishers;
+        const u64 slot_bytes = h.slot_bytes;
+        if (const char* why = Geometry::error(slots, slot_bytes, publishers)) return why;
+        if (Geometry::plan(slots, slot_bytes, publishers).total_bytes > bytes) return "the buffer is truncated";
+        return nullptr;
+    }
+
+    // `base` has been checked with unusable(). What the header says later does not matter any more.
+    explicit Ring(void* base) noexcept : base_(static_cast<char*>(base)) {
+        const auto& h = *static_cast<const SegmentHeader*>(base);
+        geometry_ = Geometry::plan(h.slots, h.slot_bytes, h.max_publishers);
+        mask_ = geometry_.tickets - 1;
+        shift_ = static_cast<unsigned>(std::countr_zero(geometry_.tickets));
+    }
+
+    // Writes the header of a new segment into zeroed memory: all-zero control words are an empty ring.
+    static void format(void* base, const Geometry& g, const char* name, const char* boot_id, u64 unix_ns) noexcept {
+        auto* h = static_cast<SegmentHeader*>(base);
+        h->layout_version = kLayoutVersion;
+        h->header_bytes = sizeof(SegmentHeader);
+        h->features = kFeatures;
+        h->total_bytes = g.total_bytes;
+        h->slot_bytes = g.slot_bytes;
+        h->slot_stride = g.slot_stride;
+        h->slots = g.slots;
+        h->tickets = g.tickets;
+        h->max_publishers = g.max_publishers;
+        h->publishers_offset = g.publishers_offset;
+        h->tickets_offset = g.tickets_offset;
+        h->slot_words_offset = g.slot_words_offset;
+        h->slots_offset = g.slots_offset;
+        h->created_unix_ns = unix_ns;
+        std::strncpy(h->boot_id, boot_id, sizeof h->boot_id - 1);
+        std::strncpy(h->name, name, sizeof h->name - 1);
+    }
+    // Makes the segment attachable. Release: whoever sees the magic sees everything before it.
+    static void publish(void* base) noexcept {
+        static_cast<SegmentHeader*>(base)->magic.store(kMagic, std::memory_order_release);
+    }
+
+    const Geometry& geometry() const noexcept { return geometry_; }
+    Control& control() const noexcept { return *reinterpret_cast<Control*>(base_ + sizeof(SegmentHeader)); }
+    PublisherEntry& publisher(u32 i) const noexcept {
+        return reinterpret_cast<PublisherEntry*>(base_ + geometry_.publishers_offset)[i];
+    }
+    std::atomic<u64>& entry(u64 t) const noexcept {
+        return reinterpret_cast<std::atomic<u64>*>(base_ + geometry_.tickets_offset)[t & mask_];
+    }
+    SlotWord& slot(u32 s) const noexcept { return reinterpret_cast<SlotWord*>(base_ + geometry_.slot_words_offset)[s]; }
+    char* header_of(u32 s) const noexcept { return base_ + geometry_.slots_offset + u64{s} * geometry_.slot_stride; }
+    char* payload_of(u32 s) const noexcept { return header_of(s) + kPage; }
+    u32 lap_of(u64 t) const noexcept { return static_cast<u32>(t >> shift_); }
+
+    // --- publisher side ---
+
+    // Claims the first free slot for `owner`.
+    // => true: `slot` and `generation` are set. => false: no slot is free.
+    bool try_claim(u32 owner, u32& slot_out, u64& generation_out) const noexcept {
+        for (u32 s = 0; s < geometry_.slots; ++s) {
+            u64 w = slot(s).word.load(std::memory_order_relaxed);  // the CAS decides
+            if (slot_word::is_owned(w)) continue;
+            const u64 g = slot_word::generation(w);
+            // Acquire: pairs with the release store in release() and reap_slots().
+            if (slot(s).word.compare_exchange_strong(w, slot_word::owned(g, owner), std::memory_order_acquire,
+                                                     std::memory_order_relaxed)) {
+                slot_out = s;
+                generation_out = g;
+                return true;
+            }
+        }
+        return false;
+    }
+    // Is any slot free? seq_cst: the condition of an eventcount, pairs with the stores that free a slot.
+    bool any_free() const noexcept {
+        for (u32 s = 0; s < geometry_.slots; ++s)
+            if (!slot_word::is_owned(slot(s).word.load(std::memory_order_seq_cst))) return true;
+        return false;
+    }
+
+    // Commits slot `s` to the next ticket.
+    // => the ticket. => kNoTicket: the entries make no sense (damaged memory); nothing was committed.
+    u64 commit(u32 s, u64 generation) const noexcept {
+        std::atomic<u64>& tail = control().tail;
+        for (u32 tries = 0; tries < kMaxCommitTries; ++tries) {
+            const u64 t = tail.load(std::memory_order_acquire);  // pairs with help()
+            const u32 lap = lap_of(t);
+            u64 e = ticket::free(lap);
+            // seq_cst: releases the batch to accept(), and orders before the look at `sleeping`.
+            if (entry(t).compare_exchange_strong(e, ticket::used(lap, s, generation), std::memory_order_seq_cst,
+                                                 std::memory_order_acquire)) {
+                help(t);
+                return t;
+            }
+            // Somebody committed t (and perhaps it is released already): `tail` is behind.
+            const auto ahead = static_cast<std::int32_t>(ticket::lap(e) - lap);
+            if (ahead > 0 || (ahead == 0 && ticket::is_used(e))) help(t);
+            // Else the entry still belongs to an earlier lap: impossible (I3) unless `tail` just moved or
+            // memory is damaged; the bound on tries tells the two apart.
+        }
+        return kNoTicket;
+    }
+    // Moves `tail` past the committed ticket t, if nobody has yet. Release: pairs with the load in commit().
+    void help(u64 t) const noexcept {
+        control().tail.compare_exchange_strong(t, t + 1, std::memory_order_acq_rel, std::memory_order_relaxed);
+    }
+
+    // --- broker side ---
+
+    struct Committed {
+        u32 slot;
+        u32 owner;
+        u64 generation;
+    };
+    enum class Look { Empty, Committed, Corrupt };
+
+    bool is_committed(u64 t) const noexcept {  // seq_cst: the condition of the broker's eventcount
+        return ticket::is_used(entry(t).load(std::memory_order_seq_cst));
+    }
+    // What is in ticket t, the oldest the broker has not accepted? Every value is checked before use.
+    Look look(u64 t, Committed& out) const noexcept {
+        const u64 e = entry(t).load(std::memory_order_acquire);  // pairs with the CAS in commit()
+        if (!ticket::is_used(e)) return Look::Empty;
+        const u32 s = ticket::slot(e);
+        if (ticket::lap(e) != lap_of(t) || s >= geometry_.slots) return Look::Corrupt;
+        const u64 w = slot(s).word.load(std::memory_order_relaxed);  // ordered by the acquire above
+        const u64 g = slot_word::generation(w);
+        if (!slot_word::is_owned(w) || slot_word::owner(w) >= geometry_.max_publishers ||
+            (g & ticket::kGenerationMask) != ticket::generation(e))
+            return Look::Corrupt;
+        out = {s, slot_word::owner(w), g};
+        return Look::Committed;
+    }
+    // Recycles ticket t and frees its slot, in this order: a slot that is free has no ticket.
+    void release(u64 t, const Committed& c) const noexcept {
+        entry(t).store(ticket::free(lap_of(t) + 1), std::memory_order_release);                 // pairs with commit()
+        slot(c.slot).word.store(slot_word::free(c.generation + 1), std::memory_order_seq_cst);  // with try_claim()
+    }
+    // Does a committed ticket at or after `from` refer to a slot of `owner`?
+    bool has_committed(u32 owner, u64 from) const noexcept {
+        Committed c;
+        for (u64 t = from; t < from + geometry_.tickets; ++t) {
+            const Look l = look(t, c);
+            if (l == Look::Empty) return false;  // I2: nothing beyond
+            if (l == Look::Committed && c.owner == owner) return true;
+        }
+        return false;
+    }
+    // Frees every slot of an owner that is gone and has no committed ticket. => how many.
+    u32 reap_slots(u32 owner) const noexcept {
+        u32 n = 0;
+        for (u32 s = 0; s < geometry_.slots; ++s) {
+            const u64 w = slot(s).word.load(std::memory_order_acquire);
+            if (!slot_word::is_owned(w) || slot_word::owner(w) != owner) continue;
+            slot(s).word.store(slot_word::free(slot_word::generation(w) + 1), std::memory_order_seq_cst);
+            ++n;
+        }
+        return n;
+    }
+
+private:
+    static constexpr u32 kMaxCommitTries = 1U << 20;
+
+    char* base_;
+    Geometry geometry_;
+    u64 mask_;
+    unsigned shift_;
+};
+
+}  // namespace embar

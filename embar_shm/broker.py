@@ -1,0 +1,227 @@
+"""The broker: owns one ring, accepts what publishers commit, acknowledges and releases it.
+
+The path of a batch through the broker is ``_native/broker.hpp``; this module owns the resources.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from embar_shm import _core, lifecycle
+from embar_shm.address import RingName
+from embar_shm.cpus import available_cpus
+from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
+from embar_shm.options import WAIT_MODES, WaitMode, choose, size
+from embar_shm.segment import Geometry, Segment
+
+__all__ = ["Broker", "BrokerStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerStats:
+    """Counters of one broker since it was created. Bytes are message bytes, without headers."""
+
+    batches: int
+    messages: int
+    payload_bytes: int
+    duplicated: int  # batches that were accepted before, and dropped
+    out_of_order: int  # batches refused because one before them is missing
+    corrupt: int  # batches refused because their header fails a check
+    in_flight: int  # batches accepted or committed, whose slots are not free yet
+    publishers: int  # rows in the participants table
+    reaped_publishers: int  # publishers that died without closing
+    reaped_slots: int  # slots they owned, given back
+    missed_wakeups: int  # sleeps that ran out although there was work: 0 unless somebody was killed
+
+
+class Broker:
+    """One broker and its ring. A context manager: leaving it unlinks the segment.
+
+    Use it from one thread; `stop` and `stats` may be called from any.
+    """
+
+    def __init__(self, segment: Segment, core: _core.BrokerCore) -> None:
+        """Use `Broker.create`."""
+        self._segment = segment
+        self._core: _core.BrokerCore | None = core
+        self._monitor = segment.monitor()
+        self._serving = threading.Lock()  # held by the thread that is in serve()
+        self._serving_thread: threading.Thread | None = None
+        self._background: threading.Thread | None = None
+        self._background_error: BaseException | None = None
+        lifecycle.register_broker(self)
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        *,
+        slots: int = 8,
+        slot_size: int | str = "2MiB",
+        max_publishers: int = 64,
+        wait: WaitMode = "adaptive",
+        spin_us: float = 50,
+        replace_dead: bool = False,
+    ) -> Self:
+        """Creates the ring `name` ("cluster/broker") and becomes its broker.
+
+        `slots` batches of at most `slot_size` bytes each fit into the ring at a time; at most
+        `max_publishers` processes can be connected. All memory is reserved and touched now.
+        `wait` says how the broker waits for work: "block" sleeps at once, "spin" first spins for
+        `spin_us` microseconds, "adaptive" spins only while everybody in the ring has a CPU.
+        `replace_dead` removes the segment of a broker that was killed, if no publisher is left.
+
+        Raises `BrokerExists`, `NotEnoughSpace`, `ConfigurationError`. Does not block.
+        """
+        mode = choose("wait", wait, WAIT_MODES)
+        geometry = Geometry.plan(slots, size("slot_size", slot_size), max_publishers)
+        segment = Segment.create(RingName.parse(name), geometry, replace_dead=replace_dead)
+        try:
+            core = _core.BrokerCore(
+                segment.memory, segment.lock_fd, mode, spin_us, available_cpus()
+            )
+        except BaseException:
+            segment.unlink()
+            segment.close()
+            raise
+        return cls(segment, core)
+
+    @property
+    def name(self) -> str:
+        """ "cluster/broker"."""
+        return str(self._segment.name)
+
+    @property
+    def address(self) -> str:
+        """Where publishers of this machine connect to: "shm://cluster/broker"."""
+        return f"shm://{self._segment.name}"
+
+    @property
+    def segment(self) -> Segment:
+        """The mapped segment."""
+        return self._segment
+
+    def serve(self, timeout: float | None = None) -> None:
+        """Accepts batches until `stop`, SIGTERM (in the main thread) or `timeout` seconds.
+
+        Blocks without the GIL. Before it returns on `stop` it accepts what is committed. Raises
+        KeyboardInterrupt on Ctrl-C, `CorruptSegment` when the ring's words make no sense, and
+        `MisuseError` when another thread is serving.
+        """
+        core = self._open_core()
+        if not self._serving.acquire(blocking=False):
+            raise MisuseError(f"another thread is serving {self.name} already")
+        self._serving_thread = threading.current_thread()
+        try:
+            outcome = core.serve(timeout)
+        finally:
+            self._serving_thread = None
+            self._serving.release()
+        if outcome == "corrupt":
+            raise CorruptSegment(
+                f"the ring {self.name} is damaged: {core.corruption}",
+                "some process wrote where it must not; stop everything that uses this ring",
+            )
+        if outcome == "stopped":
+            core.resume()  # a later serve() is a new one
+
+    def start(self) -> Self:
+        """Serves in a background thread until `stop` or `close`; returns at once."""
+        self._open_core()
+        if self._background is not None:
+            raise MisuseError(f"{self.name} was started already")
+        self._background = threading.Thread(
+            target=self._serve_in_background, name=f"broker {self.name}", daemon=True
+        )
+        self._background.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends `serve` in whatever thread it runs. Of a broker that does not serve: the next one.
+
+        Waits for the background thread, if there is one, and raises what ended it.
+        """
+        if self._core is None:
+            return
+        self._core.stop()
+        background, self._background = self._background, None
+        if background is not None and background is not threading.current_thread():
+            background.join()
+            error, self._background_error = self._background_error, None
+            if error is not None:
+                raise error
+
+    def stats(self) -> BrokerStats:
+        """The counters now; costs the broker nothing. Works after `close`, too."""
+        c = self._monitor.control()
+        return BrokerStats(
+            batches=c["batches"],
+            messages=c["messages"],
+            payload_bytes=c["payload_bytes"],
+            duplicated=c["duplicated"],
+            out_of_order=c["out_of_order"],
+            corrupt=c["corrupt"],
+            in_flight=c["tail"] - c["released"],
+            publishers=c["attached"],
+            reaped_publishers=c["reaped_publishers"],
+            reaped_slots=c["reaped_slots"],
+            missed_wakeups=c["missed_wakeups"],
+        )
+
+    def close(self) -> None:
+        """Accepts what is committed, tells the publishers, unlinks the segment. Idempotent."""
+        core = self._core
+        if core is None:
+            return
+        try:
+            self.stop()
+        finally:
+            self._core = None
+            core.retire()
+            while core.accept() is not None:
+                core.release()
+            self._segment.unlink()
+            self._segment.close()
+            lifecycle.unregister_broker(self)
+
+    def interrupt_serve(self) -> bool:
+        """Part of `lifecycle`: ends serve() if the main thread is in it."""
+        if self._core is None or self._serving_thread is not threading.main_thread():
+            return False
+        self._core.stop()
+        return True
+
+    def after_fork_in_child(self) -> None:
+        """Part of `lifecycle`: the ring stays the parent's."""
+        self._core = None
+        self._segment.after_fork_in_child()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.name}{'' if self._core else ', closed'}>"
+
+    def _open_core(self) -> _core.BrokerCore:
+        if self._core is None:
+            raise ClosedError(
+                f"the broker {self.name} is closed, or belongs to the parent of this process"
+            )
+        return self._core
+
+    def _serve_in_background(self) -> None:
+        try:
+            self.serve()
+        except BaseException as error:  # told to whoever calls stop() or close()
+            self._background_error = error

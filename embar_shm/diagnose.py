@@ -1,0 +1,170 @@
+"""Turns what the native core found into an error that says who, what and what to do next.
+
+The core calls these functions (see ``_native/bind_publisher.cpp``) with the publisher it happened
+to; they return the exception, the core raises it.
+"""
+
+from __future__ import annotations
+
+from embar_shm import _core
+from embar_shm.errors import (
+    BrokerGone,
+    BufferTypeError,
+    ClosedError,
+    CorruptSegment,
+    EmbarError,
+    MessageSizeError,
+    MisuseError,
+    NotEnoughSpace,
+    PeerError,
+    WaitTimeout,
+)
+from embar_shm.segment import Segment
+
+__all__ = ["buffer_error", "publisher_error", "publisher_timeout", "table_full"]
+
+_FAULTS = {
+    1: "its header is damaged",
+    2: "a batch before it is missing",
+    3: "it refers to a slot that is not its own",
+}
+_HOLDERS_SHOWN = 8
+
+
+def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarError:
+    """The error for a status of the core; `size` is the size of the message it is about."""
+    segment: Segment = core.context
+    name = segment.name
+    match status:
+        case "empty":
+            return MessageSizeError(
+                "a message must have at least one byte", "leave empty messages out"
+            )
+        case "too_large":
+            framing = "" if core.message_size else f" (with {_core.FRAME_HEADER_BYTES} of framing)"
+            return MessageSizeError(
+                f"a message of {size} bytes{framing} does not fit into a batch of "
+                f"{core.batch_bytes} bytes on {name}",
+                "split it, or start the broker with a larger slot_size and connect with a larger "
+                "batch_size",
+            )
+        case "wrong_size":
+            return MessageSizeError(
+                f"this publisher on {name} was connected with message_size={core.message_size}, "
+                f"and got {size} bytes",
+                "connect without message_size for messages of any size",
+            )
+        case "closed":
+            return ClosedError(f"the publisher on {name} is closed", "connect a new one")
+        case "forked":
+            return ClosedError(
+                f"the publisher on {name} belongs to the parent of this process",
+                "connect a publisher of its own in each process, after the fork",
+            )
+        case "reserved":
+            return MisuseError(
+                f"a reservation on {name} is open",
+                "leave its 'with' block before publishing, flushing or reserving again",
+            )
+        case "not_reserved":
+            return MisuseError(f"this reservation on {name} has ended already")
+        case "broker_stopped":
+            return BrokerGone(f"the broker {name} has stopped{_unacked(core)}", _RECONNECT)
+        case "broker_gone":
+            return BrokerGone(
+                f"the broker {name} died (its lock on {name.path} is free){_unacked(core)}",
+                _RECONNECT,
+            )
+        case "faulted":
+            row = segment.monitor().publisher(core.index)
+            why = _FAULTS.get(row["fault"], f"fault {row['fault']}")
+            return PeerError(
+                f"the broker {name} refused batch {row['fault_seq']} of this publisher: {why}",
+                "some process wrote into memory that is not its own; connect again",
+            )
+        case "corrupt":
+            return CorruptSegment(
+                f"the tickets of the ring {name} make no sense",
+                "some process wrote where it must not; stop everything that uses this ring",
+            )
+    return EmbarError(f"publisher on {name}: unexpected status {status!r}")
+
+
+def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: float) -> EmbarError:
+    """The error for a wait that reached its timeout; names who was waited for."""
+    segment: Segment = core.context
+    name = segment.name
+    control = segment.monitor().control()
+    if what == "lock":
+        return WaitTimeout(
+            f"another thread has been using the publisher on {name} for {waited:.3g} s",
+            "give each thread a publisher of its own",
+        )
+    if what == "ack":
+        return WaitTimeout(
+            f"batch {seq} on {name} was not acknowledged within {waited:.3g} s: the broker "
+            f"(pid {control['broker_pid']}) has accepted up to {core.accepted_seq} of "
+            f"{core.committed_seq} committed",
+            "the broker is alive but does not get on: look at that process",
+        )
+    own = f"{core.in_flight} of {core.quota} allowed in flight"
+    return WaitTimeout(
+        f"no slot of {name} came free within {waited:.3g} s ({own}; {_holders(segment)}); "
+        f"the broker (pid {control['broker_pid']}) has released {control['released']} of "
+        f"{control['tail']} batches",
+        "look at the processes named here; more slots or a larger in_flight help only if they "
+        "are alive and busy",
+    )
+
+
+def buffer_error(value: object, expected: str) -> EmbarError:
+    """The error for an object that is not the buffer it should be."""
+    kind = type(value).__name__
+    details = [
+        f"{name}={getattr(value, name)}"
+        for name in ("shape", "dtype", "strides")
+        if hasattr(value, name)
+    ]
+    found = f"{kind} ({', '.join(details)})" if details else kind
+    return BufferTypeError(
+        f"expected {expected}; got {found}",
+        "numpy.ascontiguousarray() makes an array contiguous; str needs .encode()",
+    )
+
+
+def table_full(segment: Segment) -> EmbarError:
+    """The error for a ring whose publishers table has no free row."""
+    monitor = segment.monitor()
+    rows = [monitor.publisher(i) for i in range(segment.geometry.max_publishers)]
+    pids = sorted({row["pid"] for row in rows if row["state"] == "active"})
+    shown = ", ".join(map(str, pids[:_HOLDERS_SHOWN])) + (", ..." if len(pids) > 8 else "")
+    return NotEnoughSpace(
+        f"all {len(rows)} places for publishers on {segment.name} are taken, by pids {shown}",
+        "close publishers, or start the broker with a larger max_publishers",
+    )
+
+
+_RECONNECT = "connect to a new broker and publish again what was not acknowledged"
+
+
+def _unacked(core: _core.PublisherCore) -> str:
+    missing = core.committed_seq - core.accepted_seq
+    return f"; {missing} committed batches were not acknowledged" if missing > 0 else ""
+
+
+def _holders(segment: Segment) -> str:
+    """Who holds which slot, and for how long."""
+    monitor = segment.monitor()
+    held = [(slot, owner, ns) for slot, owner, _, ns in monitor.slots() if owner >= 0]
+    shown = [
+        f"slot {slot}: publisher {owner} (pid {monitor.publisher(owner)['pid']}) for "
+        f"{ns / 1e9:.3g} s"
+        if owner < segment.geometry.max_publishers
+        else f"slot {slot}: owner {owner}, which does not exist"
+        for slot, owner, ns in held[:_HOLDERS_SHOWN]
+    ]
+    more = f", and {len(held) - _HOLDERS_SHOWN} more" if len(held) > _HOLDERS_SHOWN else ""
+    total = segment.geometry.slots
+    return f"{len(held)} of {total} slots are held: {', '.join(shown)}{more}" if held else (
+        f"none of {total} slots is held"
+    )  # fmt: skip

@@ -1,0 +1,208 @@
+"""The publisher: sends messages to one broker, in batches.
+
+The path of a message: `Publisher.publish` is the native method ``PublisherCore.publish``
+(``_native/bind_publisher.cpp``), which copies the message into a slot of the broker's ring and
+commits the slot when it is full (``_native/publisher.hpp``).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from embar_shm import lifecycle, transports
+from embar_shm.address import split_address
+from embar_shm.errors import ConfigurationError, MisuseError
+from embar_shm.options import COPY_MODES, WAIT_MODES, CopyMode, WaitMode, choose, size
+from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Publisher"]
+
+_MOST = 1e9  # of seconds, milliseconds, microseconds: as good as forever
+
+
+class Publisher:
+    """A connection to one broker. A context manager: leaving it commits the open batch.
+
+    Several threads may share a publisher; their calls take turns. After a fork the child's copy
+    raises `ClosedError`: connect in the child.
+    """
+
+    publish: Callable[[Buffer], None]
+    """``publish(message)`` appends one message (bytes, bytearray, memoryview, numpy array ...).
+
+    The bytes are copied before it returns. Batches are committed when full, after `linger_ms`, by
+    `flush`, `wait_acked` and `close`. Blocks, without the GIL, while the ring is full, for at most
+    `timeout` seconds. Raises `MessageSizeError` (empty, or larger than a batch, or not of the fixed
+    size), `BufferTypeError`, `WaitTimeout`, `BrokerGone`, `ClosedError`; after any of them no part
+    of the message is in a batch. Ctrl-C interrupts it.
+    """
+
+    def __init__(self, link: PublisherLink, ack: int) -> None:
+        """Use `Publisher.connect`."""
+        self._link = link
+        self._ack = ack
+        self._closed = False
+        self.publish = link.publish
+        lifecycle.register_publisher(self)
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        *,
+        message_size: int | str | None = None,
+        batch_size: int | str | None = None,
+        in_flight: int = 2,
+        ack: int = 1,
+        linger_ms: float = 5.0,
+        timeout: float | None = 30.0,
+        connect_timeout: float = 0.0,
+        wait: WaitMode = "adaptive",
+        spin_us: float = 50,
+        copy: CopyMode = "auto",
+        sample_every: int = 64,
+        publisher_id: int | None = None,
+    ) -> Self:
+        """Connects to the broker at `address`, for example "shm://demo/0".
+
+        message_size: bytes of every message; they are then stored back to back. None: any size,
+            each message with 8 bytes of length and padding to 8.
+        batch_size: a batch is committed when no further message fits into so many bytes. None: the
+            broker's slot size.
+        in_flight: slots this publisher may hold at a time, the open batch included. Small numbers
+            keep the ring in the cache; 1 waits for the broker after each batch.
+        ack: 1: the broker acknowledges what is in its log, `wait_acked` waits for it; 0: nothing
+            comes back.
+        linger_ms: the longest time a message waits in a batch that does not fill up; 0: until
+            `flush`.
+        timeout: seconds that `publish`, `flush` and `wait_acked` may block. None: forever.
+        connect_timeout: seconds to wait for the broker to appear.
+        wait, spin_us: see `Broker.create`.
+        copy: how messages are copied: "plain" or "nontemporal" stores; "auto" decides per batch.
+        sample_every: one in so many messages is timed for the stage statistics; 0: none.
+        publisher_id: 64-bit number by which the log knows this publisher; None: a random one.
+
+        Raises `ConfigurationError`, `NoSuchBroker`, `BrokerGone`, `IncompatibleSegment`,
+        `NotEnoughSpace` (too many publishers).
+        """
+        scheme, rest = split_address(address)
+        choose("wait", wait, WAIT_MODES)
+        choose("copy", copy, COPY_MODES)
+        if ack not in (0, 1):
+            raise ConfigurationError(f"ack={ack!r} does not exist", "choose 0 or 1")
+        if publisher_id is None:
+            publisher_id = int.from_bytes(os.urandom(8))
+        options = PublisherOptions(
+            message_size=None if message_size is None else size("message_size", message_size),
+            batch_size=None if batch_size is None else size("batch_size", batch_size),
+            in_flight=_whole("in_flight", in_flight, 1, 4096),
+            ack=ack,
+            linger_ms=_number("linger_ms", linger_ms),
+            timeout=None if timeout is None else _number("timeout", timeout),
+            connect_timeout=_number("connect_timeout", connect_timeout),
+            wait=wait,
+            spin_us=_number("spin_us", spin_us),
+            copy=copy,
+            sample_every=_whole("sample_every", sample_every, 0, 2**31 - 1),
+            publisher_id=_whole("publisher_id", publisher_id, 0, 2**64 - 1),
+        )
+        if options.message_size == 0:
+            raise ConfigurationError("message_size must be at least 1 byte; None means any size")
+        return cls(transports.get(scheme).connect(rest, options), ack)
+
+    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+        """Appends many messages of one size in one call.
+
+        `messages` is a C-contiguous 2-D array (shape: messages x values of a message) or, with
+        `message_size` in bytes (default: the publisher's), any buffer of a multiple of it. Blocks
+        and raises like `publish`; when it raises, a prefix of the messages may have been appended.
+        """
+        self._link.publish_many(messages, message_size)
+
+    def reserve(self, nbytes: int) -> AbstractContextManager[memoryview]:
+        """Writable memory in the slot for one message of `nbytes` bytes: nothing is copied.
+
+            with pub.reserve(1024) as view:
+                view[:] = ...              # or numpy.frombuffer(view, dtype=...)[:] = ...
+
+        The message is appended when the block ends, dropped when it raises. With a fixed
+        `message_size`, `nbytes` may be a multiple of it: that many messages. No array or view of
+        the memory may be alive at the end of the block: `BufferError` (delete it first). Until
+        then the publisher refuses everything else with `MisuseError`. Blocks like `publish`.
+        """
+        return self._link.reserve(nbytes)
+
+    def flush(self) -> int:
+        """Commits the open batch, if any message is in it. Does not wait for the acknowledgement.
+
+        Returns the sequence number of the last committed batch (0: none), for `wait_acked`.
+        """
+        return self._link.flush()
+
+    def wait_acked(self, timeout: float | None = None, *, seq: int | None = None) -> None:
+        """Waits until the broker has everything published so far in its log.
+
+        Commits the open batch first. With `seq` (from `flush`) it waits for the batches up to
+        that one only. `timeout` in seconds; None: the publisher's. Raises `WaitTimeout`,
+        `BrokerGone`, and `MisuseError` when connected with ack=0.
+        """
+        if self._ack == 0:
+            raise MisuseError(
+                "this publisher was connected with ack=0: nothing is acknowledged",
+                "connect with ack=1",
+            )
+        self._link.wait_acked(timeout, seq)
+
+    def stats(self) -> PublisherStats:
+        """The counters now."""
+        return self._link.stats()
+
+    def close(self) -> None:
+        """Commits the open batch and disconnects. Idempotent; does not wait for acknowledgements.
+
+        Raises `BufferError` while a view of reserved memory is alive.
+        """
+        self._link.close()
+        self._closed = True
+
+    def after_fork_in_child(self) -> None:
+        """Part of `lifecycle`: the connection stays the parent's."""
+        self._closed = True
+        self._link.after_fork_in_child()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+
+def _number(parameter: str, value: object) -> float:
+    """Refuses what is no number, negative or not finite."""
+    if not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= _MOST:
+        return float(value)
+    raise ConfigurationError(f"{parameter}={value!r} is not a number from 0 to {_MOST:g}")
+
+
+def _whole(parameter: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    raise ConfigurationError(f"{parameter}={value!r} is not a whole number from {least} to {most}")

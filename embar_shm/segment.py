@@ -1,0 +1,365 @@
+"""The life of a segment: created by one broker, attached by many, unlinked by its creator.
+
+Creation takes these steps, in this order, so that whoever attaches finds either nothing, or a
+segment that is still being made (magic 0, broker lock held), or a whole one:
+
+1. ``shm_open`` with O_EXCL and mode 0600;
+2. the broker's liveness lock (byte 0, see ``_native/liveness.hpp``);
+3. ``posix_fallocate`` of the whole size: a bare ``ftruncate`` succeeds on a full tmpfs and then
+   kills the process with SIGBUS at the first touch;
+4. mapping and prefault;
+5. header, and last of all its magic.
+
+A killed broker leaves its segment behind; `Segment.create` with `replace_dead` removes it once the
+kernel says that neither the broker nor any publisher is left.
+
+The liveness lock has an open file description of its own. The mapping's is another one: the mmap
+module duplicates it into a descriptor that a forked child would keep, and with it the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import posix_ipc
+
+from embar_shm import _core
+from embar_shm.address import SHM_DIRECTORY, RingName, existing_rings
+from embar_shm.errors import (
+    BrokerExists,
+    BrokerGone,
+    ConfigurationError,
+    IncompatibleSegment,
+    NoSuchBroker,
+    NotEnoughSpace,
+    ResourceError,
+)
+from embar_shm.units import format_size
+
+__all__ = ["Geometry", "Segment", "boot_id", "prefault_memory", "remove_dead"]
+
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
+_CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
+_POLL = 0.002  # seconds between two looks at a segment that is being created
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes and offsets of a segment in bytes; made by the native core from the first three."""
+
+    slots: int
+    slot_bytes: int
+    max_publishers: int
+    tickets: int
+    publishers_offset: int
+    tickets_offset: int
+    slot_words_offset: int
+    slots_offset: int
+    slot_stride: int
+    total_bytes: int
+
+    @classmethod
+    def plan(cls, slots: int, slot_bytes: int, max_publishers: int) -> Geometry:
+        """Raises `ConfigurationError` beyond the limits of the layout."""
+        try:
+            return cls(**_core.plan(slots, slot_bytes, max_publishers))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"no segment can have slots={slots}, slot_size={slot_bytes}, "
+                f"max_publishers={max_publishers}: {error}"
+            ) from None
+
+
+def boot_id() -> str:
+    """Identifies this boot of this kernel: shared memory does not outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Segment:
+    """A mapped segment. `create` and `attach` make one; `close` gives it back."""
+
+    def __init__(
+        self, name: RingName, memory: mmap.mmap, geometry: Geometry, lock_fd: int, inode: int
+    ) -> None:
+        self.name = name
+        self.memory = memory
+        self.geometry = geometry
+        self.lock_fd = lock_fd
+        self._inode = inode
+
+    # --- making and finding -------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, name: RingName, geometry: Geometry, *, replace_dead: bool = False) -> Segment:
+        """Creates the segment and holds the broker's lock on it.
+
+        Raises `BrokerExists` when the name is taken, `NotEnoughSpace` when /dev/shm is too full.
+        `replace_dead` removes a left-over whose broker and publishers are all gone.
+        """
+        if replace_dead:
+            remove_dead(name)
+        try:
+            made = posix_ipc.SharedMemory(name.posix_name, posix_ipc.O_CREX, mode=0o600)
+        except posix_ipc.ExistentialError:
+            raise BrokerExists(*_why_taken(name)) from None
+        except OSError as error:
+            raise _resource_error(name, error) from error
+        lock_fd = -1
+        try:
+            os.fchmod(made.fd, 0o600)  # whatever the umask removed
+            lock_fd = posix_ipc.SharedMemory(name.posix_name).fd
+            ours = _core.try_lock(lock_fd, _core.BROKER_LOCK)
+            if not ours or name.path.stat().st_ino != os.fstat(made.fd).st_ino:
+                raise BrokerExists(f"somebody else became the broker of {name} at the same moment")
+            _reserve(name, made.fd, geometry)
+            memory = mmap.mmap(made.fd, geometry.total_bytes)
+            prefault_memory(memory)
+            _core.format_segment(
+                memory,
+                geometry.slots,
+                geometry.slot_bytes,
+                geometry.max_publishers,
+                str(name),
+                boot_id(),
+                time.time_ns(),
+            )
+            segment = cls(name, memory, geometry, lock_fd, os.fstat(made.fd).st_ino)
+            _core.publish_segment(memory)
+        except BaseException:
+            _unlink(name, os.fstat(made.fd).st_ino)
+            if lock_fd >= 0:
+                os.close(lock_fd)
+            raise
+        finally:
+            made.close_fd()
+        return segment
+
+    @classmethod
+    def attach(cls, name: RingName, *, timeout: float = 0.0, prefault: bool = True) -> Segment:
+        """Maps an existing segment after checking every field of its header.
+
+        Waits up to `timeout` seconds for the segment to appear. Without `prefault` the memory is
+        left untouched: for those who only look at the counters. Raises `NoSuchBroker`,
+        `BrokerGone` when its broker left it behind, and `IncompatibleSegment` with both sides'
+        values when this version cannot use it.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return cls._attach_now(name, prefault)
+            except NoSuchBroker:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
+
+    @classmethod
+    def _attach_now(cls, name: RingName, prefault: bool) -> Segment:
+        lock_fd = _open(name)
+        try:
+            size = _await_creation(name, lock_fd)
+            mapped = _open(name)
+            try:
+                inode = os.fstat(mapped).st_ino
+                if inode != os.fstat(lock_fd).st_ino:
+                    raise BrokerGone(f"the broker of {name} was replaced just now", "connect again")
+                memory = mmap.mmap(mapped, size)
+            finally:
+                os.close(mapped)
+            geometry = _validated(name, memory, size)
+            if not _core.is_locked(lock_fd, _core.BROKER_LOCK):
+                raise BrokerGone(
+                    f"the broker of {name} is gone; it left {name.path} behind",
+                    f"start the broker again (Broker.create(..., replace_dead=True)), "
+                    f"or remove {name.path}",
+                )
+            if prefault:
+                prefault_memory(memory)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return cls(name, memory, geometry, lock_fd, inode)
+
+    # --- looking and giving back --------------------------------------------------------------
+
+    def monitor(self) -> _core.Monitor:
+        """A read-only look at the ring's counters."""
+        return _core.Monitor(self.memory)
+
+    def unlink(self) -> None:
+        """Removes the name, if it still is this segment's. Who has it mapped keeps it."""
+        _unlink(self.name, self._inode)
+
+    def close(self) -> None:
+        """Drops the liveness lock. The mapping goes with the last object that uses it."""
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def after_fork_in_child(self) -> None:
+        """A child shares the lock's open file description; it must not keep its parent alive."""
+        self.close()
+
+
+def _unlink(name: RingName, inode: int) -> None:
+    """Removes the name, if it (still) belongs to this file."""
+    try:
+        if name.path.stat().st_ino == inode:
+            posix_ipc.unlink_shared_memory(name.posix_name)
+    except (FileNotFoundError, posix_ipc.ExistentialError):
+        pass  # somebody removed it by hand: that is what we want, too
+
+
+def _open(name: RingName) -> int:
+    """An open file description of its own. The caller closes it."""
+    try:
+        return int(posix_ipc.SharedMemory(name.posix_name).fd)
+    except posix_ipc.ExistentialError:
+        rings = ", ".join(map(str, existing_rings())) or "none"
+        raise NoSuchBroker(
+            f"there is no broker {name} on this machine",
+            f"start it, or correct the address; rings in {SHM_DIRECTORY}: {rings}",
+        ) from None
+    except (posix_ipc.PermissionsError, PermissionError):
+        owner = name.path.stat().st_uid
+        raise ResourceError(
+            f"the segment of {name} belongs to user id {owner}; this process has {os.geteuid()}",
+            "run both sides as the same user",
+        ) from None
+
+
+def _await_creation(name: RingName, fd: int) -> int:
+    """Waits while the segment is being made; its final size in bytes."""
+    deadline = time.monotonic() + _CREATION_GRACE
+    while True:
+        size = os.fstat(fd).st_size
+        complete = size >= _core.SEGMENT_HEADER_BYTES and os.pread(fd, 8, 0) != bytes(8)
+        if complete:
+            return size
+        if not _core.is_locked(fd, _core.BROKER_LOCK) and os.fstat(fd).st_size == size:
+            raise IncompatibleSegment(
+                f"{name.path} is no complete segment: {size} bytes, and no magic; "
+                f"a header has {_core.SEGMENT_HEADER_BYTES} bytes",
+                f"its creator died, or it is not ours; if nobody uses it, remove {name.path}",
+            )
+        if time.monotonic() >= deadline:
+            raise IncompatibleSegment(
+                f"{name.path} did not become ready within {_CREATION_GRACE:g} s",
+                "its broker holds the lock but does not finish: look at that process",
+            )
+        time.sleep(_POLL)
+
+
+def _validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
+    """Checks the header against this version, this boot and the file; every difference is told."""
+    header: dict[str, Any] = _core.read_header(memory)
+    wrong: list[str] = []
+
+    def expect(field: str, theirs: object, ours: object) -> None:
+        if theirs != ours:
+            wrong.append(f"{field}: the segment has {theirs}, this process expects {ours}")
+
+    expect("magic", f"{header['magic']:#x}", f"{_core.MAGIC:#x}")
+    expect("layout version", header["layout_version"], _core.LAYOUT_VERSION)
+    if not wrong:  # another layout's fields would only confuse
+        expect("header size", header["header_bytes"], _core.SEGMENT_HEADER_BYTES)
+        expect("feature bits", f"{header['features']:#x}", f"{_core.FEATURES:#x}")
+        expect("boot id", header["boot_id"].decode("ascii", "replace"), boot_id())
+        expect("name", header["name"].decode("ascii", "replace"), str(name))
+        expect("total size", header["total_bytes"], size)
+        try:
+            planned = _core.plan(header["slots"], header["slot_bytes"], header["max_publishers"])
+        except ValueError as error:
+            wrong.append(f"geometry: {error}; the segment has slots={header['slots']}, "
+                         f"slot_bytes={header['slot_bytes']}, "
+                         f"max_publishers={header['max_publishers']}")  # fmt: skip
+        else:
+            for field, ours in planned.items():
+                expect(field, header[field], ours)
+            if not wrong:
+                return Geometry(**planned)
+    raise IncompatibleSegment(
+        f"{name.path} cannot be used: " + "; ".join(wrong),
+        "run broker and publishers with the same version of embar-shm, "
+        f"or remove {name.path} if no broker uses it",
+    )
+
+
+def _reserve(name: RingName, fd: int, geometry: Geometry) -> None:
+    try:
+        os.posix_fallocate(fd, 0, geometry.total_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+            raise _resource_error(name, error) from error
+        space = os.statvfs(SHM_DIRECTORY)
+        need = -(-geometry.total_bytes // 2**20)
+        raise NotEnoughSpace(
+            f"the ring {name} needs {need} MiB of shared memory "
+            f"({geometry.slots} slots of {format_size(geometry.slot_bytes)}), {SHM_DIRECTORY} has "
+            f"{space.f_bavail * space.f_frsize // 2**20} MiB free of "
+            f"{space.f_blocks * space.f_frsize // 2**20} MiB",
+            "use fewer or smaller slots, or raise the limit: 'mount -o remount,size=SIZE "
+            f"{SHM_DIRECTORY}' as root, or --shm-size=SIZE for a container",
+        ) from None
+
+
+def prefault_memory(memory: mmap.mmap) -> None:
+    """Fills the page table now: a first touch later would be measured as somebody's slow copy."""
+    try:
+        memory.madvise(_MADV_POPULATE_WRITE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 5.14
+            raise
+        for page in range(0, len(memory), mmap.PAGESIZE):
+            memory[page]
+
+
+def _resource_error(name: RingName, error: OSError) -> ResourceError:
+    return ResourceError(f"the segment of {name} cannot be created: {error}")
+
+
+def _why_taken(name: RingName) -> tuple[str, str]:
+    """Message and hint for a name that exists."""
+    try:
+        fd = _open(name)
+    except (NoSuchBroker, ResourceError) as error:
+        return f"the ring {name} exists, or did a moment ago: {error.message}", "try again"
+    try:
+        alive = _core.is_locked(fd, _core.BROKER_LOCK)
+    finally:
+        os.close(fd)
+    if alive:
+        return (
+            f"a broker of {name} is running; its segment is {name.path}",
+            "choose another name, or stop that broker",
+        )
+    return (
+        f"the ring {name} exists, left behind by a broker that is gone: {name.path}",
+        "Broker.create(..., replace_dead=True) replaces it when no publisher is left either",
+    )
+
+
+def remove_dead(name: RingName) -> None:
+    """Unlinks a segment in which nobody is alive, if there is one. Leaves it alone otherwise.
+
+    Holding the broker's lock of the old file while unlinking makes sure that of several
+    processes doing this one wins, and that none unlinks the winner's new segment.
+    """
+    try:
+        fd = _open(name)
+    except NoSuchBroker:
+        return
+    try:
+        if not _core.try_lock(fd, _core.BROKER_LOCK):
+            return
+        rows = range(_core.MAX_PUBLISHERS)
+        if any(_core.is_locked(fd, _core.publisher_lock(row)) for row in rows):
+            return
+        _unlink(name, os.fstat(fd).st_ino)
+    finally:
+        os.close(fd)

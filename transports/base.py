@@ -1,0 +1,120 @@
+"""The contract of a transport: how the bytes of a batch reach a slot of a broker's ring.
+
+A transport has two sides. `Transport.connect` makes the publisher's side, a `PublisherLink`;
+`Transport.listen` the broker's side, a `Listener`. Everything behind the slot (accept,
+acknowledge, order, statistics) exists once, in the broker, whatever the transport.
+
+Transports register under the entry-point group ``embar_shm.transports``, named by their URL scheme.
+`embar_shm.testing.TransportContract` is the test suite each of them has to pass.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from embar_shm.options import CopyMode, WaitMode
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from embar_shm.broker import Broker
+
+__all__ = ["Listener", "PublisherLink", "PublisherOptions", "PublisherStats", "Transport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublisherOptions:
+    """What a publisher asked for; checked by `Publisher.connect`. Sizes in bytes."""
+
+    message_size: int | None  # None: messages of any size
+    batch_size: int | None  # None: as large as the broker's slots
+    in_flight: int
+    ack: int
+    linger_ms: float  # 0: a partial batch waits for flush()
+    timeout: float | None  # seconds; None: waits forever
+    connect_timeout: float  # seconds
+    wait: WaitMode
+    spin_us: float
+    copy: CopyMode
+    sample_every: int  # 0: no stage times
+    publisher_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStats:
+    """Counters of one publisher since it connected. Bytes are message bytes."""
+
+    messages: int  # in committed batches
+    payload_bytes: int
+    committed: int  # batches
+    accepted: int  # batches acknowledged: 1..accepted are wholly in the log
+    in_flight: int  # batches committed whose slots are not free yet
+    space_waits: int  # times a slot had to be waited for
+
+
+class PublisherLink(abc.ABC):
+    """A connected publisher. Its methods do what `Publisher`'s of the same name promise."""
+
+    @property
+    @abc.abstractmethod
+    def publish(self) -> Callable[[Buffer], None]:
+        """The function that appends one message: called once per message, so a native one."""
+
+    @abc.abstractmethod
+    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+        """Appends many messages of one size."""
+
+    @abc.abstractmethod
+    def reserve(self, nbytes: int) -> AbstractContextManager[memoryview]:
+        """Writable memory for the next message."""
+
+    @abc.abstractmethod
+    def flush(self) -> int:
+        """Commits the open batch; the sequence number of the last committed batch."""
+
+    @abc.abstractmethod
+    def wait_acked(self, timeout: float | None, seq: int | None) -> None:
+        """Waits until batch `seq` (None: everything published so far) is in the log."""
+
+    @abc.abstractmethod
+    def stats(self) -> PublisherStats:
+        """The counters now."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Commits the open batch and disconnects. Idempotent."""
+
+    @abc.abstractmethod
+    def after_fork_in_child(self) -> None:
+        """Makes this copy of a forked child raise `ClosedError`, touching nothing shared."""
+
+
+class Listener(abc.ABC):
+    """The broker's side of a transport, between `Transport.listen` and `stop`."""
+
+    @property
+    @abc.abstractmethod
+    def address(self) -> str:
+        """The URL publishers connect to."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Accepts no new publishers and lets go of the present ones. Idempotent."""
+
+
+class Transport(abc.ABC):
+    """One way to move batches. Has no state: both methods may be called any number of times."""
+
+    scheme: ClassVar[str]
+
+    @abc.abstractmethod
+    def connect(self, address: str, options: PublisherOptions) -> PublisherLink:
+        """Connects to the broker at `address` (what follows "scheme://")."""
+
+    @abc.abstractmethod
+    def listen(self, broker: Broker, address: str | None = None) -> Listener:
+        """Lets publishers reach `broker`; `address` None: a default of this transport."""
