@@ -1,0 +1,5 @@
+"""Measuring: runs brokers and publishers as processes and makes a result of what they did.
+
+`coordinator` runs a workload, `fleet` its processes, `worker` is what those processes execute;
+`result` is the stable JSON, `stages` and `environment` fill parts of it, `csvfile` writes one row.
+"""

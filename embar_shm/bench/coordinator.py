@@ -1,0 +1,280 @@
+"""Runs one workload: processes, ceiling, barrier, clock, integrity.
+
+The clock runs from the moment the coordinator opens the barrier (the first publisher is told to
+begin) to the moment the last publisher has its last acknowledgement (ack 0: its last commit).
+Both are CLOCK_MONOTONIC, which all processes of a machine share.
+
+While publishers work, nobody asks them anything: progress comes from the counters in the rings.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from embar_shm import _core
+from embar_shm.address import RingName
+from embar_shm.bench import environment, stages
+from embar_shm.bench.fleet import Fleet, Worker
+from embar_shm.bench.result import Result, Throughput, build
+from embar_shm.bench.usage import total
+from embar_shm.config import LoadedConfig, RunConfig
+from embar_shm.errors import ConfigurationError, RunFailed
+from embar_shm.segment import Geometry, Segment, remove_dead
+
+__all__ = ["Progress", "run"]
+
+_START_TIMEOUT = 60.0  # seconds all processes together may take until they are ready
+_POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, from the counters in the rings."""
+
+    phase: str
+    payload_bytes: int
+    total_bytes: int
+
+
+def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result:
+    """Runs the workload and returns its result.
+
+    Blocks until it is over. `on_progress` is called about ten times a second. Raises
+    `RunFailed` when a process dies or nothing moves for `timeout` seconds, `IntegrityError` when
+    batches were lost or damaged, and what the processes raised. Leaves no process and no segment.
+    """
+    values = config.values
+    if values.transport != "shm":
+        raise ConfigurationError(
+            f"the run cannot use the transport {values.transport!r} "
+            f"({config.origins['transport']})",
+            "this version runs: shm",
+        )
+    started = datetime.now(UTC)
+    begin = time.monotonic()
+    geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
+    rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
+    with _clean_up(rings), Fleet() as fleet:
+        brokers = [
+            fleet.start(f"broker {ring.broker}", _broker_spec(values, ring)) for ring in rings
+        ]
+        publishers = [
+            fleet.start(f"publisher {n} of broker {ring.broker}", spec)
+            for ring in rings
+            for n, spec in enumerate(_publisher_specs(values, ring, geometry))
+        ]
+        fleet.gather(
+            [*brokers, *publishers], "ready", _fixed_deadline(time.monotonic() + _START_TIMEOUT)
+        )
+        with _monitors(rings) as monitors:
+            startup_seconds = time.monotonic() - begin
+            watch = _Watch(values, monitors, on_progress)
+            copies = _Ceiling(values, fleet, publishers, watch)
+            copies.measure()
+            for broker in brokers:
+                broker.tell(do="mark")
+            watch.phase = "publish"
+            start_ns = time.monotonic_ns()
+            for publisher in publishers:
+                publisher.tell(do="publish")
+            published = fleet.gather(publishers, "published", watch.deadline, watch.tick)
+            elapsed = (max(p["end_ns"] for p in published) - start_ns) / 1e9
+            _await_accepted(monitors, values)
+            for broker in brokers:
+                broker.tell(do="stop")
+            done = fleet.gather(brokers, "done", watch.deadline)
+            fleet.dismiss(brokers)
+            copies.measure()
+            fleet.dismiss(publishers)
+            sent = values.total_messages
+            result = build(
+                config,
+                started=started.isoformat(timespec="seconds"),
+                startup_seconds=startup_seconds,
+                throughput=Throughput(
+                    elapsed_seconds=elapsed,
+                    messages=sent,
+                    bytes=sent * values.message_size,
+                    batches=_sum(monitors, "batches"),
+                ),
+                sent=sent,
+                counters={
+                    name: _sum(monitors, name)
+                    for name in (
+                        "messages",
+                        "duplicated",
+                        "out_of_order",
+                        "corrupt",
+                        "missed_wakeups",
+                    )
+                },
+                copy_bytes_per_second=copies.best,
+                stages=stages.collect(monitors, values.publishers_per_broker),
+                system={
+                    "broker": total([d["usage"] for d in done]),
+                    "publisher": total([p["usage"] for p in published]),
+                },
+                segment_bytes=geometry.total_bytes * values.brokers,
+                environment=environment.describe(),
+            )
+    return result
+
+
+def _broker_spec(values: RunConfig, ring: RingName) -> dict[str, Any]:
+    return {
+        "role": "broker",
+        "ring": str(ring),
+        "slots": values.slots,
+        "slot_size": values.effective_slot_size,
+        "max_publishers": values.max_publishers,
+        "wait": values.wait,
+        "spin_us": values.spin_us,
+        "scheduling": values.broker_scheduling,
+    }
+
+
+def _publisher_specs(
+    values: RunConfig, ring: RingName, geometry: Geometry
+) -> Iterator[dict[str, Any]]:
+    for n in range(values.publishers_per_broker):
+        number = int(ring.broker) * values.publishers_per_broker + n
+        share, rest = divmod(values.total_messages, values.publishers)
+        yield {
+            "role": "publisher",
+            "address": f"shm://{ring}",
+            "publisher_id": number,
+            "messages": share + (number < rest),
+            "message_size": values.message_size,
+            "batch_size": values.batch_size,
+            "slots": values.slots,
+            "slot_stride": geometry.slot_stride,
+            "in_flight": values.in_flight,
+            "ack": values.ack,
+            "linger_ms": values.linger_ms,
+            "timeout": values.timeout,
+            "wait": values.wait,
+            "spin_us": values.spin_us,
+            "copy": values.copy_mode,
+            "sample_every": values.sample_every,
+            "producer": values.producer,
+            "messages_per_call": values.messages_per_call,
+            "ceiling": values.ceiling,
+        }
+
+
+class _Watch:
+    """Progress of the run, and the moment at which standing still becomes a failure."""
+
+    def __init__(
+        self,
+        values: RunConfig,
+        monitors: list[_core.Monitor],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.phase = "start"
+        self._monitors = monitors
+        self._on_progress = on_progress
+        self._total = values.total_messages * values.message_size
+        # The publishers' own waits end after `timeout` with a better message than ours.
+        self._patience = 2 * values.timeout
+        self._accepted = -1
+        self._moved = time.monotonic()
+
+    def tick(self) -> None:
+        accepted = _sum(self._monitors, "payload_bytes")
+        if accepted != self._accepted:
+            self._accepted = accepted
+            self._moved = time.monotonic()
+        self._on_progress(Progress(self.phase, accepted, self._total))
+
+    def deadline(self) -> float:
+        return self._moved + self._patience
+
+    def restart(self) -> None:
+        """Another phase begins."""
+        self._moved = time.monotonic()
+
+
+class _Ceiling:
+    """Bare memory copy in the publishers' own processes, half of it before and half after the run.
+
+    Measured with plain and with non-temporal stores; the better one is the ceiling.
+    """
+
+    def __init__(
+        self, values: RunConfig, fleet: Fleet, publishers: list[Worker], watch: _Watch
+    ) -> None:
+        self._enabled = values.ceiling
+        self._fleet = fleet
+        self._publishers = publishers
+        self._watch = watch
+        batch = values.batch_size // values.message_size * values.message_size
+        half = values.total_messages * values.message_size / 2
+        self._batches = max(1, round(half / batch / len(publishers)))
+        self._bytes_per_pass = self._batches * batch * len(publishers)
+        self._seconds = {False: 0.0, True: 0.0}
+        self._passes = 0
+
+    def measure(self) -> None:
+        if not self._enabled:
+            return
+        self._passes += 1
+        modes = [False, True] if _core.HAS_NONTEMPORAL else [False]
+        for nontemporal in modes:
+            self._watch.phase = "ceiling"
+            self._watch.restart()
+            start_ns = time.monotonic_ns()
+            for publisher in self._publishers:
+                publisher.tell(do="ceiling", batches=self._batches, nontemporal=nontemporal)
+            ended = self._fleet.gather(self._publishers, "ceiling", self._watch.deadline)
+            self._seconds[nontemporal] += (max(e["end_ns"] for e in ended) - start_ns) / 1e9
+        self._watch.restart()
+
+    @property
+    def best(self) -> float | None:
+        """Bytes per second of all publishers together; None when it was not measured."""
+        if not self._passes:
+            return None
+        return self._bytes_per_pass * self._passes / min(s for s in self._seconds.values() if s)
+
+
+def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
+    """With ack 0 the last batches may still be on their way to the broker."""
+    deadline = time.monotonic() + values.timeout
+    while any((c := m.control())["head"] < c["tail"] for m in monitors):
+        if time.monotonic() >= deadline:
+            raise RunFailed("the brokers did not accept everything that was committed")
+        time.sleep(_POLL)
+
+
+def _sum(monitors: list[_core.Monitor], counter: str) -> int:
+    return sum(monitor.control()[counter] for monitor in monitors)
+
+
+def _fixed_deadline(at: float) -> Callable[[], float]:
+    return lambda: at
+
+
+@contextmanager
+def _monitors(rings: list[RingName]) -> Iterator[list[_core.Monitor]]:
+    with ExitStack() as stack:
+        segments = [Segment.attach(ring, prefault=False) for ring in rings]
+        for segment in segments:
+            stack.callback(segment.close)
+        yield [segment.monitor() for segment in segments]
+
+
+@contextmanager
+def _clean_up(rings: list[RingName]) -> Iterator[None]:
+    """Brokers unlink their rings; what a killed one left behind is ours to remove."""
+    try:
+        yield
+    finally:
+        for ring in rings:
+            remove_dead(ring)

@@ -1,0 +1,210 @@
+"""The processes of a run: started together, watched together, and never left behind.
+
+A `Fleet` is a context manager. However its block ends, every process is gone afterwards: first
+they are told (their stdin closes, brokers then unlink their rings), then terminated, then killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+from embar_shm import errors
+from embar_shm.errors import EmbarError, RunFailed
+
+__all__ = ["Fleet", "Worker"]
+
+_TICK = 0.1  # seconds between two calls of `on_tick`
+_GRACE = 5.0  # seconds a process gets to end by itself, and again after SIGTERM
+_STDERR_SHOWN = 2000  # characters
+
+
+class Worker:
+    """One process, and the JSON lines to and from it."""
+
+    def __init__(self, label: str, spec: dict[str, Any]) -> None:
+        self.label = label
+        # A file, not a pipe: nobody has to read it while the process runs. Closed by dispose().
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._pending = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "embar_shm.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            process_group=0,  # Ctrl-C is for the coordinator
+        )
+        self._stdin = cast(IO[bytes], self._process.stdin)
+        self._stdout = cast(IO[bytes], self._process.stdout)
+        self.tell(**spec, parent=os.getpid())
+
+    def __str__(self) -> str:
+        return f"{self.label} (pid {self._process.pid})"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Readable when the process said something, or ended."""
+        return self._stdout.fileno()
+
+    def tell(self, **message: Any) -> None:
+        """Sends one message."""
+        try:
+            self._stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def hear(self) -> list[dict[str, Any]]:
+        """What it said since the last call; raises when that was an error, or the end."""
+        data = os.read(self.fileno(), 65536)
+        if not data:
+            raise self._death()
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            if message["event"] == "error":
+                raise _error_of(self, message)
+        return messages
+
+    def close_stdin(self) -> None:
+        """Tells the process to end."""
+        with suppress(BrokenPipeError):  # it has ended already, and does not read the rest
+            self._stdin.close()
+
+    def end(self, deadline: float) -> bool:
+        """Waits for its end until `deadline` (time.monotonic)."""
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def dispose(self) -> None:
+        self._stdout.close()
+        self._stderr.close()
+
+    def _death(self) -> RunFailed:
+        self.end(time.monotonic() + _GRACE)
+        code = self._process.poll()
+        how = (
+            "closed its output"
+            if code is None
+            else f"was killed by signal {-code}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace").strip()[-_STDERR_SHOWN:]
+        return RunFailed(
+            f"{self} {how} in the middle of the run" + (f"; it said:\n{said}" if said else ""),
+            "nothing was recorded; run again, or look for what killed it (dmesg, ulimit -a)",
+        )
+
+
+def _error_of(worker: Worker, message: dict[str, Any]) -> EmbarError:
+    """The worker's error as if it had been raised here, with its name in front."""
+    kind = getattr(errors, message["kind"], RunFailed)
+    error: EmbarError = kind(f"{worker}: {message['message']}", message["hint"])
+    return error
+
+
+class Fleet:
+    """All processes of a run."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def start(self, label: str, spec: dict[str, Any]) -> Worker:
+        worker = Worker(label, spec)
+        self._workers.append(worker)
+        return worker
+
+    def gather(
+        self,
+        workers: Iterable[Worker],
+        event: str,
+        deadline: Callable[[], float],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        """Waits until each of `workers` has sent `event`; what they sent, in the same order.
+
+        Watches all processes of the fleet: the death or error of one that still is to answer, or
+        was not asked, ends the wait. `on_tick` is
+        called about ten times a second; `deadline` is asked each time (time.monotonic).
+        """
+        wanted = list(workers)
+        answers: dict[Worker, dict[str, Any]] = {}
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                selector.register(worker, selectors.EVENT_READ, worker)
+            while len(answers) < len(wanted):
+                for key, _ in selector.select(_TICK):
+                    worker = key.data
+                    for message in worker.hear():
+                        if message["event"] == event and worker in wanted:
+                            answers[worker] = message
+                    if worker in answers:
+                        selector.unregister(worker)  # it may end now
+                on_tick()
+                if time.monotonic() >= deadline():
+                    missing = ", ".join(str(w) for w in wanted if w not in answers)
+                    raise RunFailed(
+                        f"no progress while waiting for {event!r} from {missing}",
+                        "look at these processes; --timeout sets how long a run may stand still",
+                    )
+        return [answers[worker] for worker in wanted]
+
+    def dismiss(self, workers: Iterable[Worker]) -> None:
+        """Lets workers that have done their part end, and stops watching them."""
+        leaving = list(workers)
+        for worker in leaving:
+            worker.close_stdin()
+        self._workers = [worker for worker in self._workers if worker not in leaving]
+        self._end(leaving)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.close_stdin()
+        self._end(self._workers)
+
+    def _end(self, workers: list[Worker]) -> None:
+        left = self._still_running(workers)
+        for worker in left:
+            worker.terminate()
+        left = self._still_running(left)
+        for worker in left:
+            worker.kill()
+        self._still_running(left)
+        for worker in workers:
+            worker.dispose()
+
+    @staticmethod
+    def _still_running(workers: list[Worker]) -> list[Worker]:
+        deadline = time.monotonic() + _GRACE
+        return [worker for worker in workers if not worker.end(deadline)]

@@ -1,0 +1,158 @@
+"""The result of a run: one JSON object, ``"schema": "embar-shm.result/1"``.
+
+A stable contract: fields are added, never renamed or given another meaning. docs/result.md
+describes it. Times are microseconds unless the name says seconds, sizes are bytes, 1 GB is 1e9
+bytes; throughput counts message bytes only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from embar_shm.bench.stages import Stage
+from embar_shm.bench.usage import Usage
+from embar_shm.config import LoadedConfig, Parameter
+from embar_shm.errors import IntegrityError
+
+__all__ = ["SCHEMA", "Result", "Throughput", "build"]
+
+SCHEMA = "embar-shm.result/1"
+_SHORT_RUN = 0.1  # seconds; shorter runs mostly measure how processes start
+
+
+class Integrity(TypedDict):
+    """`sent`, `accepted` and `lost` count messages, the others batches."""
+
+    sent: int
+    accepted: int
+    lost: int
+    duplicated: int
+    reordered: int
+    corrupt: int
+
+
+class Result(TypedDict):
+    """See docs/result.md."""
+
+    schema: str
+    started: str
+    startup_seconds: float
+    parameters: dict[str, Parameter]
+    throughput: dict[str, float]
+    integrity: Integrity
+    ceilings: dict[str, dict[str, float]]
+    stages: dict[str, Stage]
+    system: dict[str, Usage]
+    memory: dict[str, int]
+    environment: dict[str, Any]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """What was published, and how long it took."""
+
+    elapsed_seconds: float
+    messages: int
+    bytes: int
+    batches: int
+
+
+def build(
+    config: LoadedConfig,
+    *,
+    started: str,
+    startup_seconds: float,
+    throughput: Throughput,
+    sent: int,
+    counters: dict[str, int],
+    copy_bytes_per_second: float | None,
+    stages: dict[str, Stage],
+    system: dict[str, Usage],
+    segment_bytes: int,
+    environment: dict[str, Any],
+) -> Result:
+    """Puts a result together. Raises `IntegrityError` instead when the counters do not add up."""
+    integrity: Integrity = {
+        "sent": sent,
+        "accepted": counters["messages"],
+        "lost": max(0, sent - counters["messages"]),
+        "duplicated": counters["duplicated"],
+        "reordered": counters["out_of_order"],
+        "corrupt": counters["corrupt"],
+    }
+    _check(integrity)
+    t = throughput
+    rate = t.bytes / t.elapsed_seconds
+    ceilings: dict[str, dict[str, float]] = {}
+    if copy_bytes_per_second:
+        ceilings["memory_copy"] = {
+            "bytes_per_second": copy_bytes_per_second,
+            "share": rate / copy_bytes_per_second,
+        }
+    return {
+        "schema": SCHEMA,
+        "started": started,
+        "startup_seconds": startup_seconds,
+        "parameters": config.parameters(),
+        "throughput": {
+            "bytes_per_second": rate,
+            "messages_per_second": t.messages / t.elapsed_seconds,
+            "batches_per_second": t.batches / t.elapsed_seconds,
+            "elapsed_seconds": t.elapsed_seconds,
+            "bytes": t.bytes,
+            "messages": t.messages,
+            "batches": t.batches,
+        },
+        "integrity": integrity,
+        "ceilings": ceilings,
+        "stages": stages,
+        "system": system,
+        "memory": {"segment_bytes": segment_bytes},
+        "environment": environment,
+        "warnings": _warnings(config, throughput, counters),
+    }
+
+
+def _check(integrity: Integrity) -> None:
+    wrong = {name: integrity[name] for name in ("lost", "duplicated", "reordered", "corrupt")}
+    if any(wrong.values()) or integrity["accepted"] != integrity["sent"]:
+        found = ", ".join(f"{count} {name}" for name, count in wrong.items())
+        raise IntegrityError(
+            f"{integrity['sent']} messages were sent, {integrity['accepted']} accepted: {found}",
+            "this is a bug in embar-shm, or a process that writes into others' memory; "
+            "please report it with the parameters of this run",
+        )
+
+
+def _warnings(config: LoadedConfig, t: Throughput, counters: dict[str, int]) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    values = config.values
+    found = []
+    if t.elapsed_seconds < _SHORT_RUN:
+        found.append(
+            f"the run took only {t.elapsed_seconds * 1e3:.0f} ms: raise total_bytes for numbers "
+            "that mean something"
+        )
+    if left := values.total_bytes - t.bytes:
+        found.append(
+            f"{left} of total_bytes={values.total_bytes} were not sent: it is not a multiple of "
+            f"message_size={values.message_size}"
+        )
+    if (wanted := values.publishers_per_broker * values.in_flight) > values.slots:
+        found.append(
+            f"{values.publishers_per_broker} publishers with in_flight={values.in_flight} want "
+            f"{wanted} slots of each broker, which has {values.slots}: they wait for each other"
+        )
+    if values.producer == "one" and config.origins["messages_per_call"] != "default":
+        found.append(
+            f"messages_per_call ({config.origins['messages_per_call']}) has no effect with "
+            "producer=one"
+        )
+    if counters["missed_wakeups"]:
+        found.append(
+            f"{counters['missed_wakeups']} sleeps ran out although there was work: "
+            "a wake-up was lost; please report this"
+        )
+    return found

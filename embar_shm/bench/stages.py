@@ -1,0 +1,67 @@
+"""Stage times of a run, from the histograms in the rings.
+
+Where a stage is recorded: `broker.get_buffer` is the claim of a slot. Over shared memory the
+publisher claims it itself; the stage keeps its name, because it is the same step of the same batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from embar_shm import _core
+
+__all__ = ["Stage", "collect", "summarise"]
+
+
+class Stage(TypedDict):
+    """Times of one step in microseconds. `count` samples were taken."""
+
+    count: int
+    mean_us: float
+    p50_us: float
+    p99_us: float
+    max_us: float
+
+
+def collect(rings: Iterable[_core.Monitor], publishers: int) -> dict[str, Stage]:
+    """All stages of a run; each ring has its first `publishers` rows in use."""
+    recorded: dict[str, list[dict[str, Any]]] = {}
+    for ring in rings:
+        for stage, histogram in ring.broker_stages().items():
+            recorded.setdefault(f"broker.{stage}", []).append(histogram)
+        for row in range(publishers):
+            for stage, histogram in ring.publisher_stages(row).items():
+                role = "broker" if stage == "get_buffer" else "publisher"
+                recorded.setdefault(f"{role}.{stage}", []).append(histogram)
+    return {name: summarise(histograms) for name, histograms in sorted(recorded.items())}
+
+
+def summarise(histograms: Iterable[dict[str, Any]]) -> Stage:
+    """Merges histograms of nanoseconds; a percentile is its bucket's bound, at most 1/16 high."""
+    count = total = largest = 0
+    buckets: Counter[int] = Counter()
+    for histogram in histograms:
+        count += histogram["count"]
+        total += histogram["sum"]
+        largest = max(largest, histogram["max"])
+        buckets.update(dict(histogram["buckets"]))
+    return {
+        "count": count,
+        "mean_us": total / count / 1e3 if count else 0.0,
+        "p50_us": _percentile(buckets, 0.50, largest) / 1e3,
+        "p99_us": _percentile(buckets, 0.99, largest) / 1e3,
+        "max_us": largest / 1e3,
+    }
+
+
+def _percentile(buckets: Counter[int], share: float, largest: int) -> int:
+    """The smallest bucket bound below which at least `share` of the samples lie."""
+    needed = share * buckets.total()
+    seen = 0
+    for bound in sorted(buckets):
+        seen += buckets[bound]
+        if seen >= needed:
+            return min(bound, largest)
+    return 0

@@ -1,0 +1,95 @@
+"""The flags that configure a run, made from the schema: each key has exactly one, and its aliases.
+
+Flags carry text. The loader parses it together with the YAML files and the environment, so that one
+run reports every mistake of all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from embar_shm.config import KEYS, Key, LoadedConfig, builtin_names, load
+
+__all__ = ["config_options", "load_from_flags"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def config_options(command: _Command) -> _Command:
+    """Adds --profile, --workload, --config and one flag per key to a click command.
+
+    The command receives them as keyword arguments; pass all of those to `load_from_flags`.
+    """
+    options = [*_source_options()]
+    for key in KEYS:
+        options += [_key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
+    for option in reversed(options):  # decorators apply from the bottom up; help lists top down
+        command = option(command)
+    return command
+
+
+def load_from_flags(
+    kwargs: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> LoadedConfig:
+    """The configuration that a command's keyword arguments, the files and the environment make.
+
+    Ignores keyword arguments that `config_options` did not add. `environ` replaces the process's
+    environment. Raises `ConfigurationError` with every mistake at once.
+    """
+    names = [name for key in KEYS for name in (key.name, *key.aliases)]
+    return load(
+        profile=kwargs.get("profile"),
+        workload=kwargs.get("workload"),
+        files=kwargs.get("config_files") or (),
+        environ=os.environ if environ is None else environ,
+        flags={name: kwargs[name] for name in names if kwargs.get(name) is not None},
+    )
+
+
+def _source_options() -> list[Callable[[_Command], _Command]]:
+    return [
+        click.option(
+            "--profile",
+            metavar="NAME|PATH",
+            help=f"Ring and machine settings: {', '.join(builtin_names('profile'))}, or a YAML "
+            "file. Default: default.",
+        ),
+        click.option(
+            "--workload",
+            metavar="NAME|PATH",
+            help=f"What is sent: {', '.join(builtin_names('workload'))}, or a YAML file. "
+            "Default: report.",
+        ),
+        click.option(
+            "--config",
+            "config_files",
+            metavar="PATH",
+            multiple=True,
+            help="A YAML file that sets any keys; repeat it and the later file wins.",
+        ),
+    ]
+
+
+def _key_option(key: Key) -> Callable[[_Command], _Command]:
+    text = key.description
+    if key.aliases:
+        text += f" Also written {', '.join(_flag(alias) for alias in key.aliases)}."
+    text += f" Default: {key.default_text}."
+    if key.is_boolean:
+        declaration = f"{_flag(key.name)}/{_flag('no_' + key.name)}"
+        return click.option(declaration, key.name, default=None, help=text)
+    return click.option(_flag(key.name), key.name, type=str, metavar=key.metavar, help=text)
+
+
+def _alias_option(key: Key, alias: str) -> Callable[[_Command], _Command]:
+    # A hidden option of its own rather than a second spelling of the same one: click would not tell
+    # which was used, so the origin would name a flag nobody wrote and giving both would go unseen.
+    return click.option(_flag(alias), alias, type=str, metavar=key.metavar, hidden=True)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

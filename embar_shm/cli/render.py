@@ -1,0 +1,151 @@
+"""The one place that prints for people. Takes results, computes nothing but their presentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from embar_shm.bench.coordinator import Progress
+from embar_shm.bench.result import Result
+from embar_shm.config import KEYS, Parameter
+from embar_shm.units import format_duration, format_rate, format_size
+
+__all__ = ["parameters", "progress", "result"]
+
+_SIZES = {key.name for key in KEYS if key.is_size}
+_STAGES = (
+    ("publisher.buffer_write", "copy one message into the batch"),
+    ("publisher.wait_space", "wait until a slot can be claimed"),
+    ("broker.get_buffer", "claim the slot"),
+    ("publisher.send_payload", "header, commit, wake the broker"),
+    ("broker.queue", "from the commit to the broker"),
+    ("broker.validate", "check and acknowledge"),
+    ("broker.release", "free the slot, wake who waits"),
+    ("publisher.wait_ack", "wait for the last acknowledgement"),
+)
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 110  # files and pipes: do not break lines at an arbitrary 80
+    return console
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        text = column in ("parameter", "origin", "stage", "what", "role")
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
+    return table
+
+
+def parameters(values: Mapping[str, Parameter], *, origins: bool = True) -> None:
+    """Every effective parameter, and where it came from."""
+    columns = ("parameter", "value", "origin") if origins else ("parameter", "value")
+    table = _table(*columns, title="Parameters")
+    for name, parameter in values.items():
+        value = parameter["value"]
+        shown = format_size(value) if name in _SIZES and isinstance(value, int) else str(value)
+        table.add_row(*([name, shown, parameter["origin"]] if origins else [name, shown]))
+    _console().print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Progress], None]]:
+    """Shows a bar on stderr while a run is going on; nothing when stderr is no terminal."""
+    console = _console(stderr=True)
+    bar = ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("start", total=None)
+
+        def show(now: Progress) -> None:
+            bar.update(
+                task, description=now.phase, completed=now.payload_bytes, total=now.total_bytes
+            )
+
+        yield show
+
+
+def result(found: Result) -> None:
+    """The result as tables."""
+    console = _console()
+    stages = _table(
+        "stage", "what", "count", "mean us", "p50 us", "p99 us", "max us", title="Stages"
+    )
+    for name, what in _STAGES:
+        stage = found["stages"][name]
+        stages.add_row(
+            name,
+            what,
+            f"{stage['count']:,}",
+            *(f"{stage[field]:,.3f}" for field in ("mean_us", "p50_us", "p99_us", "max_us")),
+        )
+    console.print(stages)
+    system = _table(
+        "role", "CPU s", "voluntary switches", "involuntary switches", "largest RSS", title="System"
+    )
+    for role, usage in found["system"].items():
+        system.add_row(
+            role,
+            f"{usage['cpu_seconds']:.3f}",
+            f"{usage['voluntary_switches']:,}",
+            f"{usage['involuntary_switches']:,}",
+            f"{usage['max_rss_bytes'] / 2**20:,.1f} MiB",
+        )
+    console.print(system)
+    console.print(_summary(found))
+    for warning in found["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _summary(found: Result) -> Table:
+    t, i = found["throughput"], found["integrity"]
+    p = {name: parameter["value"] for name, parameter in found["parameters"].items()}
+    table = Table(box=SIMPLE_HEAD, title="Result", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("")
+    table.show_header = False
+    table.add_row(
+        "transport", f"{p['transport']}, {p['brokers']} brokers, {p['publishers']} publishers"
+    )
+    table.add_row(
+        "published",
+        f"{t['bytes'] / 1e9:.3f} GB in {t['messages']:,.0f} messages and {t['batches']:,.0f} "
+        f"batches, in {format_duration(t['elapsed_seconds'])}",
+    )
+    table.add_row(
+        "throughput",
+        f"[bold]{format_rate(t['bytes_per_second'])}[/bold], "
+        f"{t['messages_per_second'] / 1e6:.2f} million messages/s",
+    )
+    if ceiling := found["ceilings"].get("memory_copy"):
+        table.add_row(
+            "memory copy",
+            f"{format_rate(ceiling['bytes_per_second'])} by the same processes without a ring: "
+            f"the run reached [bold]{ceiling['share']:.0%}[/bold] of it",
+        )
+    table.add_row(
+        "integrity",
+        f"{i['sent']:,} sent, {i['accepted']:,} accepted, {i['lost']} lost, "
+        f"{i['duplicated']} duplicated, {i['reordered']} reordered, {i['corrupt']} corrupt",
+    )
+    table.add_row(
+        "shared memory", f"{found['memory']['segment_bytes'] / 2**20:,.1f} MiB in all rings"
+    )
+    table.add_row("start-up", format_duration(found["startup_seconds"]))
+    return table
