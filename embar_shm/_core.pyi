@@ -23,6 +23,8 @@ BROKER_LOCK: int = 0
 
 MAX_PUBLISHERS: int = 1000
 
+MAX_SLOT_BYTES: int = 2147483648
+
 HAS_NONTEMPORAL: bool = True
 
 def plan(slots: int, slot_bytes: int, max_publishers: int) -> dict[str, int]:

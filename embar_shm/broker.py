@@ -6,6 +6,7 @@ The path of a batch through the broker is ``_native/broker.hpp``; this module ow
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -14,7 +15,7 @@ from embar_shm import _core, lifecycle
 from embar_shm.address import RingName
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
-from embar_shm.options import WAIT_MODES, WaitMode, choose, size
+from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size
 from embar_shm.segment import Geometry, Segment
 
 __all__ = ["Broker", "BrokerStats"]
@@ -77,6 +78,7 @@ class Broker:
         Raises `BrokerExists`, `NotEnoughSpace`, `ConfigurationError`. Does not block.
         """
         mode = choose("wait", wait, WAIT_MODES)
+        spin_us = number("spin_us", spin_us)
         geometry = Geometry.plan(slots, size("slot_size", slot_size), max_publishers)
         segment = Segment.create(RingName.parse(name), geometry, replace_dead=replace_dead)
         try:
@@ -176,10 +178,13 @@ class Broker:
         core = self._core
         if core is None:
             return
+        if self._serving_thread is threading.current_thread():
+            raise MisuseError(f"close() of {self.name} was called inside its serve()", "use stop()")
         try:
             self.stop()
         finally:
-            self._core = None
+            with self._serving:  # whoever serves has been told to end
+                self._core = None
             core.retire()
             while core.accept() is not None:
                 core.release()
@@ -209,6 +214,11 @@ class Broker:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Broker {self.name}{'' if self._core else ', closed'}>"

@@ -46,9 +46,12 @@ class EmbarError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
+        super().__init__(message)  # not the hint: OSError would take two arguments for an errno
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type[EmbarError], tuple[str, str]]:
+        return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message

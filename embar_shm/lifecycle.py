@@ -14,6 +14,7 @@ import atexit
 import os
 import signal
 import threading
+import traceback
 import weakref
 from types import FrameType
 from typing import Any, Protocol
@@ -74,7 +75,10 @@ def _on_sigterm(number: int, _frame: FrameType | None) -> Any:
 
 def _close_all() -> None:
     for participant in [*_publishers, *_brokers]:
-        participant.close()
+        try:
+            participant.close()
+        except Exception:  # told on stderr; the others are closed all the same
+            traceback.print_exc()
 
 
 def _after_fork_in_child() -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from embar_shm.errors import ConfigurationError
+from embar_shm.errors import ConfigurationError, MisuseError
 from embar_shm.units import parse_size
 
-__all__ = ["COPY_MODES", "WAIT_MODES", "CopyMode", "WaitMode", "choose", "size"]
+__all__ = [
+    "COPY_MODES",
+    "WAIT_MODES",
+    "CopyMode",
+    "WaitMode",
+    "choose",
+    "nbytes",
+    "number",
+    "size",
+    "whole",
+]
 
 WaitMode = Literal["adaptive", "spin", "block"]
 CopyMode = Literal["auto", "plain", "nontemporal"]
 
 # The numbers are those of the native enums in waiting.hpp and copy.hpp.
 WAIT_MODES: Final[Mapping[str, int]] = {"adaptive": 0, "spin": 1, "block": 2}
+_MOST = 1e9  # of seconds, milliseconds, microseconds: as good as forever
 COPY_MODES: Final[Mapping[str, int]] = {"auto": 0, "plain": 1, "nontemporal": 2}
 
 
@@ -26,6 +38,31 @@ def choose(parameter: str, value: str, choices: Mapping[str, int]) -> int:
         raise ConfigurationError(
             f"{parameter}={value!r} does not exist", f"choose one of: {', '.join(choices)}"
         ) from None
+
+
+def number(parameter: str, value: object) -> float:
+    """A finite number that is not negative. Raises `ConfigurationError`."""
+    if not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= _MOST:
+        return float(value)
+    raise ConfigurationError(f"{parameter}={value!r} is not a number from 0 to {_MOST:g}")
+
+
+def whole(parameter: str, value: object, least: int, most: int) -> int:
+    """A whole number within limits. Raises `ConfigurationError`."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return value
+    raise ConfigurationError(f"{parameter}={value!r} is not a whole number from {least} to {most}")
+
+
+def nbytes(parameter: str, value: object) -> int:
+    """A number of bytes that an argument of a call must be. Raises `MisuseError`."""
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise MisuseError(f"{parameter}={value!r} is not a number of bytes")
+    return found
 
 
 def size(parameter: str, value: int | str) -> int:

@@ -17,15 +17,22 @@ from typing import TYPE_CHECKING, Self
 from embar_shm import lifecycle, transports
 from embar_shm.address import split_address
 from embar_shm.errors import ConfigurationError, MisuseError
-from embar_shm.options import COPY_MODES, WAIT_MODES, CopyMode, WaitMode, choose, size
+from embar_shm.options import (
+    COPY_MODES,
+    WAIT_MODES,
+    CopyMode,
+    WaitMode,
+    choose,
+    number,
+    size,
+    whole,
+)
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Publisher"]
-
-_MOST = 1e9  # of seconds, milliseconds, microseconds: as good as forever
 
 
 class Publisher:
@@ -60,7 +67,7 @@ class Publisher:
         *,
         message_size: int | str | None = None,
         batch_size: int | str | None = None,
-        in_flight: int = 2,
+        in_flight: int | None = None,
         ack: int = 1,
         linger_ms: float = 5.0,
         timeout: float | None = 30.0,
@@ -78,7 +85,8 @@ class Publisher:
         batch_size: a batch is committed when no further message fits into so many bytes. None: the
             broker's slot size.
         in_flight: slots this publisher may hold at a time, the open batch included. Small numbers
-            keep the ring in the cache; 1 waits for the broker after each batch.
+            keep the ring in the cache; 1 waits for the broker after each batch. None: 2, or 1 if
+            the broker has no more slots.
         ack: 1: the broker acknowledges what is in its log, `wait_acked` waits for it; 0: nothing
             comes back.
         linger_ms: the longest time a message waits in a batch that does not fill up; 0: until
@@ -103,16 +111,16 @@ class Publisher:
         options = PublisherOptions(
             message_size=None if message_size is None else size("message_size", message_size),
             batch_size=None if batch_size is None else size("batch_size", batch_size),
-            in_flight=_whole("in_flight", in_flight, 1, 4096),
+            in_flight=None if in_flight is None else whole("in_flight", in_flight, 1, 4096),
             ack=ack,
-            linger_ms=_number("linger_ms", linger_ms),
-            timeout=None if timeout is None else _number("timeout", timeout),
-            connect_timeout=_number("connect_timeout", connect_timeout),
+            linger_ms=number("linger_ms", linger_ms),
+            timeout=None if timeout is None else number("timeout", timeout),
+            connect_timeout=number("connect_timeout", connect_timeout),
             wait=wait,
-            spin_us=_number("spin_us", spin_us),
+            spin_us=number("spin_us", spin_us),
             copy=copy,
-            sample_every=_whole("sample_every", sample_every, 0, 2**31 - 1),
-            publisher_id=_whole("publisher_id", publisher_id, 0, 2**64 - 1),
+            sample_every=whole("sample_every", sample_every, 0, 2**31 - 1),
+            publisher_id=whole("publisher_id", publisher_id, 0, 2**64 - 1),
         )
         if options.message_size == 0:
             raise ConfigurationError("message_size must be at least 1 byte; None means any size")
@@ -193,16 +201,3 @@ class Publisher:
         if not getattr(self, "_closed", True):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
-
-
-def _number(parameter: str, value: object) -> float:
-    """Refuses what is no number, negative or not finite."""
-    if not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= _MOST:
-        return float(value)
-    raise ConfigurationError(f"{parameter}={value!r} is not a number from 0 to {_MOST:g}")
-
-
-def _whole(parameter: str, value: object, least: int, most: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-        return value
-    raise ConfigurationError(f"{parameter}={value!r} is not a whole number from {least} to {most}")

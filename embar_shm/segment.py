@@ -46,6 +46,7 @@ __all__ = ["Geometry", "Segment", "boot_id", "prefault_memory", "remove_dead"]
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
+_LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock
 _POLL = 0.002  # seconds between two looks at a segment that is being created
 
 
@@ -113,10 +114,7 @@ class Segment:
         lock_fd = -1
         try:
             os.fchmod(made.fd, 0o600)  # whatever the umask removed
-            lock_fd = posix_ipc.SharedMemory(name.posix_name).fd
-            ours = _core.try_lock(lock_fd, _core.BROKER_LOCK)
-            if not ours or name.path.stat().st_ino != os.fstat(made.fd).st_ino:
-                raise BrokerExists(f"somebody else became the broker of {name} at the same moment")
+            lock_fd = _lock_as_broker(name, os.fstat(made.fd).st_ino)
             _reserve(name, made.fd, geometry)
             memory = mmap.mmap(made.fd, geometry.total_bytes)
             prefault_memory(memory)
@@ -235,19 +233,22 @@ def _open(name: RingName) -> int:
 
 def _await_creation(name: RingName, fd: int) -> int:
     """Waits while the segment is being made; its final size in bytes."""
-    deadline = time.monotonic() + _CREATION_GRACE
+    begin = locked = time.monotonic()
     while True:
         size = os.fstat(fd).st_size
         complete = size >= _core.SEGMENT_HEADER_BYTES and os.pread(fd, 8, 0) != bytes(8)
         if complete:
             return size
-        if not _core.is_locked(fd, _core.BROKER_LOCK) and os.fstat(fd).st_size == size:
+        now = time.monotonic()
+        if _core.is_locked(fd, _core.BROKER_LOCK):
+            locked = now
+        elif now - locked >= _LOCK_GRACE:
             raise IncompatibleSegment(
                 f"{name.path} is no complete segment: {size} bytes, and no magic; "
                 f"a header has {_core.SEGMENT_HEADER_BYTES} bytes",
                 f"its creator died, or it is not ours; if nobody uses it, remove {name.path}",
             )
-        if time.monotonic() >= deadline:
+        if now - begin >= _CREATION_GRACE:
             raise IncompatibleSegment(
                 f"{name.path} did not become ready within {_CREATION_GRACE:g} s",
                 "its broker holds the lock but does not finish: look at that process",
@@ -288,6 +289,22 @@ def _validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
         "run broker and publishers with the same version of embar-shm, "
         f"or remove {name.path} if no broker uses it",
     )
+
+
+def _lock_as_broker(name: RingName, inode: int) -> int:
+    """Takes the broker's lock of the segment just made; its open file description."""
+    try:
+        fd = _open(name)
+    except NoSuchBroker:
+        raise BrokerExists(*_lost_race(name)) from None
+    if os.fstat(fd).st_ino == inode and _core.try_lock(fd, _core.BROKER_LOCK):
+        return fd
+    os.close(fd)
+    raise BrokerExists(*_lost_race(name))
+
+
+def _lost_race(name: RingName) -> tuple[str, str]:
+    return f"somebody else became the broker of {name} at the same moment", "try again"
 
 
 def _reserve(name: RingName, fd: int, geometry: Geometry) -> None:

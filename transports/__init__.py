@@ -47,16 +47,16 @@ def get(scheme: str) -> Transport:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         try:
             found = point.load()
-        except (ImportError, AttributeError) as error:
+            if isinstance(found, type) and issubclass(found, Transport):
+                return found()
+        except Exception as error:  # somebody else's module: it can raise anything
             raise ConfigurationError(
                 f"the transport {scheme!r} ({point.value}) cannot be loaded: {error}",
                 "reinstall the package that provides it",
             ) from error
-        if not (isinstance(found, type) and issubclass(found, Transport)):
-            raise ConfigurationError(
-                f"the transport {scheme!r} ({point.value}) is no subclass of Transport"
-            )
-        return found()
+        raise ConfigurationError(
+            f"the transport {scheme!r} ({point.value}) is no subclass of Transport"
+        )
     names = available()
     close = difflib.get_close_matches(scheme, names, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""

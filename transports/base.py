@@ -32,7 +32,7 @@ class PublisherOptions:
 
     message_size: int | None  # None: messages of any size
     batch_size: int | None  # None: as large as the broker's slots
-    in_flight: int
+    in_flight: int | None  # None: the transport's default
     ack: int
     linger_ms: float  # 0: a partial batch waits for flush()
     timeout: float | None  # seconds; None: waits forever

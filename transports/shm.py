@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from embar_shm import _core
+from embar_shm import options as checks
 from embar_shm.address import RingName
 from embar_shm.cpus import available_cpus
-from embar_shm.diagnose import table_full
+from embar_shm.diagnose import publisher_error, table_full
 from embar_shm.errors import BrokerGone, ConfigurationError, MisuseError
 from embar_shm.options import COPY_MODES, WAIT_MODES
 from embar_shm.segment import Segment
@@ -78,6 +79,7 @@ class ShmLink(PublisherLink):
     def __init__(self, segment: Segment, options: PublisherOptions) -> None:
         self._segment = segment
         self._monitor = segment.monitor()
+        self._last_stats: PublisherStats | None = None  # of a closed publisher
         slot_bytes = segment.geometry.slot_bytes
         batch_size = slot_bytes if options.batch_size is None else options.batch_size
         if not _MIN_BATCH <= batch_size <= slot_bytes:
@@ -91,10 +93,11 @@ class ShmLink(PublisherLink):
                 f"message_size {options.message_size} is larger than batch_size {batch_size}",
                 "use larger batches (the broker's slot_size limits them) or smaller messages",
             )
-        if options.in_flight > segment.geometry.slots:
+        slots = segment.geometry.slots
+        in_flight = min(2, slots) if options.in_flight is None else options.in_flight
+        if in_flight > slots:
             raise ConfigurationError(
-                f"in_flight {options.in_flight} is more than the {segment.geometry.slots} slots "
-                f"of the broker {segment.name}"
+                f"in_flight {in_flight} is more than the {slots} slots of the broker {segment.name}"
             )
         index = self._take_row()
         self._core = _core.PublisherCore(
@@ -106,7 +109,7 @@ class ShmLink(PublisherLink):
             incarnation=time.time_ns(),
             message_size=options.message_size or 0,
             batch_bytes=batch_size,
-            quota=options.in_flight,
+            quota=in_flight,
             ack=options.ack,
             linger_ms=options.linger_ms,
             copy=COPY_MODES[options.copy],
@@ -141,21 +144,36 @@ class ShmLink(PublisherLink):
         return self._core.publish
 
     def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+        if message_size is not None:
+            message_size = self._message_bytes("message_size", message_size)
         self._core.publish_many(messages, message_size)
 
     def reserve(self, nbytes: int) -> AbstractContextManager[memoryview]:
-        try:
-            return _Reservation(_core.Reservation(self._core, nbytes))
-        except TypeError:  # not an int, or negative
-            raise MisuseError(f"reserve({nbytes!r}): bytes are counted in whole numbers") from None
+        size = self._message_bytes("nbytes", nbytes)
+        return _Reservation(_core.Reservation(self._core, size))
+
+    def _message_bytes(self, parameter: str, value: int) -> int:
+        size = checks.nbytes(parameter, value)
+        if size > _core.MAX_SLOT_BYTES:  # the core's numbers end somewhere
+            raise publisher_error(self._core, "too_large", size)
+        return size
 
     def flush(self) -> int:
         return self._core.flush()
 
     def wait_acked(self, timeout: float | None, seq: int | None) -> None:
+        if seq is not None and not 0 <= seq <= self._core.committed_seq:
+            raise MisuseError(
+                f"batch {seq} on {self._segment.name} cannot be waited for: "
+                f"{self._core.committed_seq} batches are committed",
+                "pass what flush() returned, or no seq at all",
+            )
         self._core.wait_acked(timeout, seq)
 
     def stats(self) -> PublisherStats:
+        return self._last_stats or self._stats_now()
+
+    def _stats_now(self) -> PublisherStats:
         row = self._monitor.publisher(self._core.index)
         return PublisherStats(
             messages=row["messages"],
@@ -173,7 +191,9 @@ class ShmLink(PublisherLink):
             if self._core.peer == "ok" and not self._core.has_reservation:
                 self._core.flush()
         finally:
-            self._core.close()
+            last_stats = self._stats_now()
+            self._core.close()  # the row may be somebody else's from here on
+            self._last_stats = last_stats
             self._segment.close()
 
     def after_fork_in_child(self) -> None:
@@ -197,7 +217,10 @@ class _Reservation(AbstractContextManager[memoryview]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._view.release()
+        with suppress(
+            BufferError
+        ):  # somebody uses the view: commit() or abort() refuses, and tells
+            self._view.release()
         if kind is None:
             self._native.commit()
         else:

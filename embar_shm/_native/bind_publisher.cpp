@@ -63,10 +63,10 @@ public:
     class Guard {
     public:
         explicit Guard(PublisherCore& p) : p_(p) {
-            if (p.core.try_lock()) [[likely]]
+            if (p.core.lock.try_lock()) [[likely]]
                 return;
             const u64 begin = now_ns(), deadline = deadline_after(p.timeout_);
-            while (!p.core.try_lock()) {
+            while (!p.core.lock.try_lock()) {
                 if (now_ns() >= deadline) p.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
                 {
                     nb::gil_scoped_release unlocked;
@@ -76,7 +76,7 @@ public:
                 check_signals();
             }
         }
-        ~Guard() { p_.core.unlock(); }
+        ~Guard() { p_.core.lock.unlock(); }
         Guard(const Guard&) = delete;
         Guard& operator=(const Guard&) = delete;
 
@@ -161,7 +161,7 @@ public:
     std::optional<double> timeout_;
     u64 exports_ = 0;  // live buffers of the open reservation
     u64 reservations_ = 0;
-    bool abandoned_ = false;  // it could not end while views were alive; it is dropped once they are gone
+    bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone
     Publisher core;
 
 private:
@@ -188,9 +188,22 @@ private:
         o.linger_ns = static_cast<u64>(std::clamp(linger_ms, 0.0, 1e9) * 1e6);
         o.copy = static_cast<CopyMode>(copy);
         o.sample_every = sample_every;
+#if !defined(Py_GIL_DISABLED)
+        o.turns = true;
+#endif
         return o;
     }
 };
+
+// Does a format (PEP 3118) have object pointers in it? Field names stand between colons.
+bool has_objects(const char* format) noexcept {
+    bool name = false;
+    for (; *format; ++format) {
+        if (*format == ':') name = !name;
+        if (*format == 'O' && !name) return true;
+    }
+    return false;
+}
 
 // A buffer of message bytes: contiguous, and of plain values.
 class MessageBuffer {
@@ -198,7 +211,7 @@ public:
     MessageBuffer(nb::handle object, const char* expected) {
         if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0)
             PublisherCore::raise_buffer(object, expected);
-        if (view.format && std::strchr(view.format, 'O')) {
+        if (view.format && has_objects(view.format)) {
             PyBuffer_Release(&view);
             PublisherCore::raise_buffer(object, expected);
         }
@@ -252,26 +265,29 @@ void PublisherCore::publish_many(nb::handle messages, std::optional<u64> message
 
 // --- publish, the short way -------------------------------------------------------------------------
 
-PyObject* publish_method(PyObject* self, PyObject* message) noexcept {
-    try {
-        if (!nb::inst_ready(self)) {
-            PyErr_SetString(PyExc_TypeError, "the publisher was never initialised");
-            return nullptr;
-        }
-        auto* p = nb::inst_ptr<PublisherCore>(self);
-        if (PyBytes_CheckExact(message)) {
+const char* bytes_data(PyObject* bytes, u64& n) noexcept {
 #if defined(Py_LIMITED_API)
-            char* data;
-            Py_ssize_t n;
-            if (PyBytes_AsStringAndSize(message, &data, &n) != 0) return nullptr;
+    char* data = nullptr;
+    Py_ssize_t size = 0;
+    PyBytes_AsStringAndSize(bytes, &data, &size);  // cannot fail: the caller has checked the type
+    n = static_cast<u64>(size);
+    return data;
 #else
-            const char* data = PyBytes_AS_STRING(message);
-            const Py_ssize_t n = PyBytes_GET_SIZE(message);
+    n = static_cast<u64>(PyBytes_GET_SIZE(bytes));
+    return PyBytes_AS_STRING(bytes);
 #endif
-            p->publish(data, static_cast<u64>(n));
+}
+
+// Everything but the common case: another type, no slot, an error, a lock that is held.
+[[gnu::noinline]] PyObject* publish_long_way(PublisherCore& p, PyObject* message) noexcept {
+    try {
+        if (PyBytes_CheckExact(message)) {
+            u64 n;
+            const char* data = bytes_data(message, n);
+            p.publish(data, n);
         } else {
             MessageBuffer m(message, "bytes, or a C-contiguous buffer (bytearray, memoryview, numpy array)");
-            p->publish(static_cast<const char*>(m.view.buf), static_cast<u64>(m.view.len));
+            p.publish(static_cast<const char*>(m.view.buf), static_cast<u64>(m.view.len));
         }
         Py_RETURN_NONE;
     } catch (nb::python_error& e) {
@@ -280,6 +296,23 @@ PyObject* publish_method(PyObject* self, PyObject* message) noexcept {
         PyErr_SetString(PyExc_RuntimeError, e.what());
     }
     return nullptr;
+}
+
+PyObject* publish_method(PyObject* self, PyObject* message) noexcept {
+    if (!nb::inst_ready(self)) [[unlikely]] {
+        PyErr_SetString(PyExc_TypeError, "the publisher was never initialised");
+        return nullptr;
+    }
+    auto& p = *nb::inst_ptr<PublisherCore>(self);
+    if (PyBytes_CheckExact(message) && p.core.lock.try_lock()) [[likely]] {
+        u64 n;
+        const char* data = bytes_data(message, n);
+        const Status s = p.core.append(data, n);
+        p.core.lock.unlock();
+        if (s == Status::Ok) [[likely]]
+            Py_RETURN_NONE;
+    }
+    return publish_long_way(p, message);
 }
 
 PyMethodDef publisher_methods[] = {
@@ -300,6 +333,12 @@ public:
         p_->exports_ = 0;
         p_->abandoned_ = false;
     }
+    // Only when nothing refers to it any more, no view either: an open one can be dropped.
+    ~Reservation() {
+        if (open()) p_->abandoned_ = true;
+    }
+    Reservation(const Reservation&) = delete;
+    Reservation& operator=(const Reservation&) = delete;
     bool open() const { return p_->core.has_reservation() && number_ == p_->reservations_; }
     void end(bool keep) {
         PublisherCore::Guard guard(*p_);
@@ -364,7 +403,7 @@ void bind_publisher(nb::module_& m) {
                      "incarnation: int, message_size: int, batch_bytes: int, quota: int, ack: int, "
                      "linger_ms: float, copy: int, sample_every: int, wait_mode: int, spin_us: float, "
                      "cpus: int, timeout: float | None) -> None"))
-        .def("publish_many", &PublisherCore::publish_many, nb::arg("messages"),
+        .def("publish_many", &PublisherCore::publish_many, nb::arg("messages").none(),
              nb::arg("message_size").none() = nb::none(),
              nb::sig("def publish_many(self, messages: Buffer, message_size: int | None = None) -> None"),
              "Appends one message per row of a 2-D array, or per message_size bytes of a buffer.")

@@ -41,6 +41,7 @@ void bind_segment(nb::module_& m) {
     m.attr("FRAME_HEADER_BYTES") = kFrameHeader;
     m.attr("BROKER_LOCK") = kBrokerLock;
     m.attr("MAX_PUBLISHERS") = kMaxPublishers;
+    m.attr("MAX_SLOT_BYTES") = kMaxSlotBytes;
     m.attr("HAS_NONTEMPORAL") = kHasNonTemporal;
 
     m.def(

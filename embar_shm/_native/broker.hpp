@@ -238,12 +238,14 @@ private:
         row.fault.store(static_cast<u32>(fault), std::memory_order_seq_cst);  // seq_cst: an eventcount's condition
     }
 
-    void wake(PublisherEntry& row) noexcept {
-        if (wake_if_sleeping(row.event, row.sleeping)) Histogram::add(ring_.control().wakes_sent, 1);
+    bool wake(PublisherEntry& row) noexcept {
+        if (!wake_if_sleeping(row.event, row.sleeping)) return false;
+        Histogram::add(ring_.control().wakes_sent, 1);
+        return true;
     }
 
-    // One slot came free, one waiter is woken. The flag is taken back before the search: a publisher that
-    // starts to wait after we passed its row sets it again.
+    // One slot came free, one waiter is woken; one that is awake looks for itself and does not count. The flag
+    // is taken back before the search: a publisher that starts to wait after we passed its row sets it again.
     void wake_one_space_waiter() noexcept {
         Control& c = ring_.control();
         c.space_waiters.store(0, std::memory_order_seq_cst);  // pairs with Publisher::wait_space()
@@ -253,8 +255,8 @@ private:
             PublisherEntry& row = ring_.publisher(i);
             if (row.wants_any_slot.load(std::memory_order_seq_cst) == 0) continue;
             c.space_waiters.store(1, std::memory_order_seq_cst);  // there may be more
+            if (!wake(row)) continue;
             next_waiter_ = (i + 1) % rows;
-            wake(row);
             return;
         }
     }

@@ -9,10 +9,10 @@
 // Non-temporal stores are weakly ordered: copy_fence() must come before the commit that publishes them.
 #pragma once
 
-#include <unistd.h>
-
+#include <cinttypes>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #if defined(__SSE2__)
@@ -62,15 +62,20 @@ inline void copy_bytes(void* to, const void* from, std::size_t n, bool nontempor
         std::memcpy(to, from, n);
 }
 
-// Size of the last-level cache in bytes; 32 MiB where the C library does not know.
+// Size in bytes of the last-level cache of CPU 0, from sysfs (cpu/cpu0/cache/index3/size, "32768K"); 32 MiB where
+// it is not known. Not sysconf(_SC_LEVEL3_CACHE_SIZE): in some virtual machines it adds up all of the host's.
 inline std::uint64_t last_level_cache() noexcept {
     static const std::uint64_t size = [] {
-        long n = -1;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-        n = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        if (n <= 0) n = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-        return n > 0 ? static_cast<std::uint64_t>(n) : 32ULL << 20;
+        std::uint64_t kib = 0;
+        for (const char* path :
+             {"/sys/devices/system/cpu/cpu0/cache/index3/size", "/sys/devices/system/cpu/cpu0/cache/index2/size"}) {
+            if (FILE* file = std::fopen(path, "re")) {
+                if (std::fscanf(file, "%" SCNu64 "K", &kib) != 1) kib = 0;
+                std::fclose(file);
+            }
+            if (kib) break;
+        }
+        return kib ? kib * 1024 : 32ULL << 20;
     }();
     return size;
 }

@@ -138,8 +138,8 @@ struct SegmentHeader {
     u64 slots_offset;
     u64 created_unix_ns;
     char boot_id[40];  // /proc/sys/kernel/random/boot_id: a segment never outlives a boot
-    char name[128];    // cluster/broker
-    unsigned char reserved[kPage - 272];
+    char name[136];    // cluster/broker: at most 64 + 1 + 64 characters
+    unsigned char reserved[kPage - 280];
 };
 static_assert(sizeof(SegmentHeader) == kPage);
 static_assert(offsetof(SegmentHeader, boot_id) == 104 && offsetof(SegmentHeader, name) == 144);

@@ -10,9 +10,9 @@
 // Nothing here knows Python. Functions that may have to wait return NeedSlot instead; the caller (module.cpp)
 // drops the GIL, calls wait_space(), lets Python look at signals, and calls again.
 //
-// Threads.  append, append_block, reserve and flush run under `lock_`, a spin-free try-lock: one uncontended
-// exchange per message. Its other taker is the linger thread, which commits a batch that has been open for
-// longer than linger_ns, so that a partial batch never waits forever. wait_acked and the statistics need no lock.
+// Threads.  append, append_block, reserve and flush run under `lock` (biased_lock.hpp). Its other taker is the
+// linger thread, which commits a batch that has been open for longer than linger_ns, so that a partial batch
+// never waits forever. wait_acked and the statistics need no lock.
 //
 // Fork.  A child must not write into the parent's slots: after_fork_in_child() turns the object into one
 // that only raises, and forgets the linger thread, which the child does not have.
@@ -24,6 +24,7 @@
 #include <limits>
 #include <thread>
 
+#include "biased_lock.hpp"
 #include "copy.hpp"
 #include "liveness.hpp"
 #include "ring.hpp"
@@ -57,13 +58,15 @@ struct PublisherOptions {
     u64 linger_ns = 0;  // 0: never
     CopyMode copy = CopyMode::Auto;
     u32 sample_every = 0;  // 0: no stage times
+    bool turns = false;    // calls under the lock never begin at the same time: see BiasedLock
 };
 
 class Publisher {
 public:
     // The caller holds the liveness lock of row `index` on `lock_fd`, and has seen the row free.
     Publisher(Ring ring, u32 index, int lock_fd, const PublisherOptions& options, const SpinOptions& spin)
-        : ring_(ring), row_(&ring_.publisher(index)), index_(index), lock_fd_(lock_fd), options_(options), spin_(spin) {
+        : lock(options.turns), ring_(ring), row_(&ring_.publisher(index)), index_(index), lock_fd_(lock_fd),
+          options_(options), spin_(spin) {
         fixed_ = options.message_size ? options.message_size : kVariable;
         until_sample_ = options.sample_every ? options.sample_every : kNeverSample;
         if (options.sample_every) clock_cost_ns_ = clock_cost();
@@ -82,10 +85,8 @@ public:
     Publisher(const Publisher&) = delete;
     Publisher& operator=(const Publisher&) = delete;
 
-    // --- lock: taken by the caller around everything up to flush() ---
-
-    bool try_lock() noexcept { return lock_.exchange(1, std::memory_order_acquire) == 0; }
-    void unlock() noexcept { lock_.store(0, std::memory_order_release); }  // pairs with try_lock()
+    // Taken by the caller around everything up to flush().
+    alignas(kLine) BiasedLock lock;
 
     // --- appending ---
 
@@ -179,27 +180,27 @@ public:
         start_ = cursor_ = limit_ = nullptr;
         linger_ = nullptr;  // the thread exists in the parent only: neither joined nor destroyed
         reserved_ = 0;
-        unlock();
+        lock.reset();
     }
 
     // --- waiting ---
 
-    // Sleeps (one slice) until a slot can be claimed. Under the lock, without the GIL.
+    // Sleeps (one slice) until a claim is worth another try. Under the lock, without the GIL.
+    // First for the quota, of which the broker tells this publisher alone; then for any free slot, of which it
+    // tells one of those that asked. One wait for both would miss the slots of others while it asks for none.
     Wait wait_space(u64 deadline_ns) noexcept {
-        const u64 begin = now_ns();
         if (!waiting_since_) {
-            waiting_since_ = begin;
+            waiting_since_ = now_ns();
             Histogram::add(row_->space_waits, 1);
         }
+        if (in_flight() >= options_.quota)
+            return sleep_slice([this] { return in_flight() < options_.quota || interrupted_by_peer(); }, deadline_ns);
         Control& c = ring_.control();
-        const bool quota = in_flight() < options_.quota;
-        if (quota) {
-            row_->wants_any_slot.store(1, std::memory_order_seq_cst);
-            c.space_waiters.store(1, std::memory_order_seq_cst);  // pairs with Broker::wake_one_space_waiter()
-            wake_if_sleeping(c.event, c.sleeping);                // a dead owner's slots may be waiting to be reaped
-        }
-        const Wait w = sleep_slice([this] { return can_claim() || interrupted_by_peer(); }, deadline_ns);
-        if (quota) row_->wants_any_slot.store(0, std::memory_order_seq_cst);
+        row_->wants_any_slot.store(1, std::memory_order_seq_cst);
+        c.space_waiters.store(1, std::memory_order_seq_cst);  // pairs with Broker::wake_one_space_waiter()
+        wake_if_sleeping(c.event, c.sleeping);                // a dead owner's slots may be waiting to be reaped
+        const Wait w = sleep_slice([this] { return ring_.any_free() || interrupted_by_peer(); }, deadline_ns);
+        row_->wants_any_slot.store(0, std::memory_order_seq_cst);
         return w;
     }
 
@@ -364,7 +365,6 @@ private:
         return Status::Ok;
     }
 
-    bool can_claim() const noexcept { return in_flight() < options_.quota && ring_.any_free(); }
     bool interrupted_by_peer() const noexcept {
         return row_->fault.load(std::memory_order_seq_cst) != 0 ||
                ring_.control().state.load(std::memory_order_seq_cst) == static_cast<u32>(BrokerState::Stopped);
@@ -422,9 +422,9 @@ private:
                 continue;
             }
             bool done = false;
-            if (try_lock()) {
+            if (lock.try_lock_remote()) {
                 if (state() != Status::Ok) {
-                    unlock();
+                    lock.unlock_remote();
                     return;
                 }
                 if (open_since_.load(std::memory_order_relaxed) != since) {
@@ -436,7 +436,7 @@ private:
                         commit();
                     done = true;
                 }
-                unlock();
+                lock.unlock_remote();
             }
             // Busy or reserved: the batch is being written to; look again soon.
             if (!done) sleep_unless(stopping, stop_event_, stop_sleeping_, now + kRetryNs, 0, kRetryNs, missed);
@@ -454,8 +454,7 @@ private:
     static constexpr u64 kIdleNs = 10'000'000'000;
     static constexpr u64 kRetryNs = 1'000'000;
 
-    // What append() touches comes first and shares two cache lines.
-    alignas(kLine) std::atomic<u32> lock_{0};
+    // What append() touches comes first, right behind the lock: two cache lines.
     u32 until_sample_ = 0;
     u64 fixed_ = 0;
     char* cursor_ = nullptr;

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from embar_shm import _core
+from embar_shm import _core, transports
 from embar_shm.address import RingName
 from embar_shm.bench import environment, stages
 from embar_shm.bench.fleet import Fleet, Worker
-from embar_shm.bench.result import Result, Throughput, build
-from embar_shm.bench.usage import total
+from embar_shm.bench.result import Result, build
+from embar_shm.bench.usage import Usage, total
 from embar_shm.config import LoadedConfig, RunConfig
-from embar_shm.errors import ConfigurationError, RunFailed
+from embar_shm.errors import RunFailed
 from embar_shm.segment import Geometry, Segment, remove_dead
 
 __all__ = ["Progress", "run"]
@@ -46,89 +46,94 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     """Runs the workload and returns its result.
 
     Blocks until it is over. `on_progress` is called about ten times a second. Raises
-    `RunFailed` when a process dies or nothing moves for `timeout` seconds, `IntegrityError` when
-    batches were lost or damaged, and what the processes raised. Leaves no process and no segment.
+    `ConfigurationError` for a transport that does not exist, `RunFailed` when a process dies or
+    nothing moves for `timeout` seconds, `IntegrityError` when batches were lost or damaged, and
+    what the processes raised. Leaves no process and no segment.
     """
     values = config.values
-    if values.transport != "shm":
-        raise ConfigurationError(
-            f"the run cannot use the transport {values.transport!r} "
-            f"({config.origins['transport']})",
-            "this version runs: shm",
-        )
-    started = datetime.now(UTC)
+    transports.get(values.transport)  # an unknown one is told before anything is started
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
     geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
     rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
     with _clean_up(rings), Fleet() as fleet:
-        brokers = [
-            fleet.start(f"broker {ring.broker}", _broker_spec(values, ring)) for ring in rings
-        ]
-        publishers = [
-            fleet.start(f"publisher {n} of broker {ring.broker}", spec)
-            for ring in rings
-            for n, spec in enumerate(_publisher_specs(values, ring, geometry))
-        ]
-        fleet.gather(
-            [*brokers, *publishers], "ready", _fixed_deadline(time.monotonic() + _START_TIMEOUT)
-        )
+        brokers, publishers = _start(values, geometry, rings, fleet)
+        startup_seconds = time.monotonic() - begin
         with _monitors(rings) as monitors:
-            startup_seconds = time.monotonic() - begin
             watch = _Watch(values, monitors, on_progress)
             copies = _Ceiling(values, fleet, publishers, watch)
             copies.measure()
-            for broker in brokers:
-                broker.tell(do="mark")
-            watch.phase = "publish"
-            start_ns = time.monotonic_ns()
-            for publisher in publishers:
-                publisher.tell(do="publish")
-            published = fleet.gather(publishers, "published", watch.deadline, watch.tick)
-            elapsed = (max(p["end_ns"] for p in published) - start_ns) / 1e9
-            _await_accepted(monitors, values)
-            for broker in brokers:
-                broker.tell(do="stop")
-            done = fleet.gather(brokers, "done", watch.deadline)
-            fleet.dismiss(brokers)
+            elapsed_seconds, usage = _publish(values, fleet, brokers, publishers, watch, monitors)
             copies.measure()
             fleet.dismiss(publishers)
-            sent = values.total_messages
-            result = build(
+            return build(
                 config,
-                started=started.isoformat(timespec="seconds"),
+                started=started,
                 startup_seconds=startup_seconds,
-                throughput=Throughput(
-                    elapsed_seconds=elapsed,
-                    messages=sent,
-                    bytes=sent * values.message_size,
-                    batches=_sum(monitors, "batches"),
-                ),
-                sent=sent,
-                counters={
-                    name: _sum(monitors, name)
-                    for name in (
-                        "messages",
-                        "duplicated",
-                        "out_of_order",
-                        "corrupt",
-                        "missed_wakeups",
-                    )
-                },
+                elapsed_seconds=elapsed_seconds,
+                counters=_counters(monitors),
                 copy_bytes_per_second=copies.best,
                 stages=stages.collect(monitors, values.publishers_per_broker),
-                system={
-                    "broker": total([d["usage"] for d in done]),
-                    "publisher": total([p["usage"] for p in published]),
-                },
+                system=usage,
                 segment_bytes=geometry.total_bytes * values.brokers,
                 environment=environment.describe(),
             )
-    return result
+
+
+def _start(
+    values: RunConfig, geometry: Geometry, rings: list[RingName], fleet: Fleet
+) -> tuple[list[Worker], list[Worker]]:
+    """Starts all processes at once; returns when every publisher is connected to its broker."""
+    brokers = [fleet.start(f"broker {ring.broker}", _broker_spec(values, ring)) for ring in rings]
+    publishers = [
+        fleet.start(f"publisher {n} of broker {ring.broker}", spec)
+        for ring in rings
+        for n, spec in enumerate(_publisher_specs(values, ring, geometry))
+    ]
+    ready_by = time.monotonic() + _START_TIMEOUT
+    listening = fleet.gather(brokers, "listening", lambda: ready_by)
+    for n, publisher in enumerate(publishers):
+        address = listening[n // values.publishers_per_broker]["address"]
+        publisher.tell(do="connect", address=address)
+    fleet.gather(publishers, "ready", lambda: ready_by)
+    return brokers, publishers
+
+
+def _publish(
+    values: RunConfig,
+    fleet: Fleet,
+    brokers: list[Worker],
+    publishers: list[Worker],
+    watch: _Watch,
+    monitors: list[_core.Monitor],
+) -> tuple[float, dict[str, Usage]]:
+    """The measured part. Seconds from the barrier to the last acknowledgement, and usage by role.
+
+    The brokers have stopped when it returns: everything committed is accepted.
+    """
+    for broker in brokers:
+        broker.tell(do="mark")
+    watch.begin("publish")
+    start_ns = time.monotonic_ns()
+    for publisher in publishers:
+        publisher.tell(do="publish")
+    published = fleet.gather(publishers, "published", watch.deadline, watch.tick)
+    elapsed_seconds = (max(p["end_ns"] for p in published) - start_ns) / 1e9
+    _await_accepted(monitors, values)
+    for broker in brokers:
+        broker.tell(do="stop")
+    done = fleet.gather(brokers, "done", watch.deadline)
+    fleet.dismiss(brokers)
+    return elapsed_seconds, {
+        "broker": total([d["usage"] for d in done]),
+        "publisher": total([p["usage"] for p in published]),
+    }
 
 
 def _broker_spec(values: RunConfig, ring: RingName) -> dict[str, Any]:
     return {
         "role": "broker",
+        "transport": values.transport,
         "ring": str(ring),
         "slots": values.slots,
         "slot_size": values.effective_slot_size,
@@ -147,7 +152,6 @@ def _publisher_specs(
         share, rest = divmod(values.total_messages, values.publishers)
         yield {
             "role": "publisher",
-            "address": f"shm://{ring}",
             "publisher_id": number,
             "messages": share + (number < rest),
             "message_size": values.message_size,
@@ -177,7 +181,7 @@ class _Watch:
         monitors: list[_core.Monitor],
         on_progress: Callable[[Progress], None],
     ) -> None:
-        self.phase = "start"
+        self._phase = "start"
         self._monitors = monitors
         self._on_progress = on_progress
         self._total = values.total_messages * values.message_size
@@ -187,17 +191,18 @@ class _Watch:
         self._moved = time.monotonic()
 
     def tick(self) -> None:
-        accepted = _sum(self._monitors, "payload_bytes")
+        accepted = _counters(self._monitors)["payload_bytes"]
         if accepted != self._accepted:
             self._accepted = accepted
             self._moved = time.monotonic()
-        self._on_progress(Progress(self.phase, accepted, self._total))
+        self._on_progress(Progress(self._phase, accepted, self._total))
 
     def deadline(self) -> float:
         return self._moved + self._patience
 
-    def restart(self) -> None:
+    def begin(self, phase: str) -> None:
         """Another phase begins."""
+        self._phase = phase
         self._moved = time.monotonic()
 
 
@@ -227,14 +232,12 @@ class _Ceiling:
         self._passes += 1
         modes = [False, True] if _core.HAS_NONTEMPORAL else [False]
         for nontemporal in modes:
-            self._watch.phase = "ceiling"
-            self._watch.restart()
+            self._watch.begin("ceiling")
             start_ns = time.monotonic_ns()
             for publisher in self._publishers:
                 publisher.tell(do="ceiling", batches=self._batches, nontemporal=nontemporal)
             ended = self._fleet.gather(self._publishers, "ceiling", self._watch.deadline)
             self._seconds[nontemporal] += (max(e["end_ns"] for e in ended) - start_ns) / 1e9
-        self._watch.restart()
 
     @property
     def best(self) -> float | None:
@@ -253,12 +256,10 @@ def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
         time.sleep(_POLL)
 
 
-def _sum(monitors: list[_core.Monitor], counter: str) -> int:
-    return sum(monitor.control()[counter] for monitor in monitors)
-
-
-def _fixed_deadline(at: float) -> Callable[[], float]:
-    return lambda: at
+def _counters(monitors: list[_core.Monitor]) -> dict[str, int]:
+    """The brokers' counters, added up."""
+    controls = [monitor.control() for monitor in monitors]
+    return {name: sum(control[name] for control in controls) for name in controls[0]}
 
 
 @contextmanager

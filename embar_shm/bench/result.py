@@ -7,7 +7,6 @@ bytes; throughput counts message bytes only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from embar_shm.bench.stages import Stage
@@ -15,7 +14,7 @@ from embar_shm.bench.usage import Usage
 from embar_shm.config import LoadedConfig, Parameter
 from embar_shm.errors import IntegrityError
 
-__all__ = ["SCHEMA", "Result", "Throughput", "build"]
+__all__ = ["SCHEMA", "Result", "build"]
 
 SCHEMA = "embar-shm.result/1"
 _SHORT_RUN = 0.1  # seconds; shorter runs mostly measure how processes start
@@ -49,23 +48,12 @@ class Result(TypedDict):
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """What was published, and how long it took."""
-
-    elapsed_seconds: float
-    messages: int
-    bytes: int
-    batches: int
-
-
 def build(
     config: LoadedConfig,
     *,
     started: str,
     startup_seconds: float,
-    throughput: Throughput,
-    sent: int,
+    elapsed_seconds: float,
     counters: dict[str, int],
     copy_bytes_per_second: float | None,
     stages: dict[str, Stage],
@@ -73,18 +61,22 @@ def build(
     segment_bytes: int,
     environment: dict[str, Any],
 ) -> Result:
-    """Puts a result together. Raises `IntegrityError` instead when the counters do not add up."""
+    """Puts a result together. Raises `IntegrityError` instead when the counters do not add up.
+
+    `counters` are those of `Monitor.control`, of all brokers together.
+    """
+    messages = config.values.total_messages
+    size = messages * config.values.message_size
     integrity: Integrity = {
-        "sent": sent,
+        "sent": messages,
         "accepted": counters["messages"],
-        "lost": max(0, sent - counters["messages"]),
+        "lost": max(0, messages - counters["messages"]),
         "duplicated": counters["duplicated"],
         "reordered": counters["out_of_order"],
         "corrupt": counters["corrupt"],
     }
     _check(integrity)
-    t = throughput
-    rate = t.bytes / t.elapsed_seconds
+    rate = size / elapsed_seconds
     ceilings: dict[str, dict[str, float]] = {}
     if copy_bytes_per_second:
         ceilings["memory_copy"] = {
@@ -98,12 +90,12 @@ def build(
         "parameters": config.parameters(),
         "throughput": {
             "bytes_per_second": rate,
-            "messages_per_second": t.messages / t.elapsed_seconds,
-            "batches_per_second": t.batches / t.elapsed_seconds,
-            "elapsed_seconds": t.elapsed_seconds,
-            "bytes": t.bytes,
-            "messages": t.messages,
-            "batches": t.batches,
+            "messages_per_second": messages / elapsed_seconds,
+            "batches_per_second": counters["batches"] / elapsed_seconds,
+            "elapsed_seconds": elapsed_seconds,
+            "bytes": size,
+            "messages": messages,
+            "batches": counters["batches"],
         },
         "integrity": integrity,
         "ceilings": ceilings,
@@ -111,7 +103,7 @@ def build(
         "system": system,
         "memory": {"segment_bytes": segment_bytes},
         "environment": environment,
-        "warnings": _warnings(config, throughput, counters),
+        "warnings": _warnings(config, elapsed_seconds, counters),
     }
 
 
@@ -126,16 +118,16 @@ def _check(integrity: Integrity) -> None:
         )
 
 
-def _warnings(config: LoadedConfig, t: Throughput, counters: dict[str, int]) -> list[str]:
+def _warnings(config: LoadedConfig, elapsed_seconds: float, counters: dict[str, int]) -> list[str]:
     """What a reader should know before believing the numbers."""
     values = config.values
     found = []
-    if t.elapsed_seconds < _SHORT_RUN:
+    if elapsed_seconds < _SHORT_RUN:
         found.append(
-            f"the run took only {t.elapsed_seconds * 1e3:.0f} ms: raise total_bytes for numbers "
+            f"the run took only {elapsed_seconds * 1e3:.0f} ms: raise total_bytes for numbers "
             "that mean something"
         )
-    if left := values.total_bytes - t.bytes:
+    if left := values.total_bytes % values.message_size:
         found.append(
             f"{left} of total_bytes={values.total_bytes} were not sent: it is not a multiple of "
             f"message_size={values.message_size}"

@@ -4,8 +4,8 @@ Coordinator and worker exchange one JSON object per line over the worker's stdin
 first line a worker gets says what it is; `fleet` is the other end. End of file, or the
 coordinator's death, ends the worker.
 
-    broker:     -> ready;  mark -> (nothing);  stop -> done
-    publisher:  -> ready;  ceiling -> ceiling;  publish -> published
+    broker:     -> listening;  mark -> (nothing);  stop -> done
+    publisher:  connect -> ready;  ceiling -> ceiling;  publish -> published
     both:       -> error, when an `EmbarError` ends the worker
 """
 
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from embar_shm import _core
+from embar_shm import _core, transports
 from embar_shm.bench.usage import usage_now, usage_since
 from embar_shm.broker import Broker
 from embar_shm.errors import EmbarError
@@ -30,8 +30,6 @@ from embar_shm.publisher import Publisher
 from embar_shm.segment import prefault_memory
 
 __all__ = ["main"]
-
-_CONNECT_TIMEOUT = 30.0  # seconds a publisher waits for its broker, which starts at the same time
 
 
 def main() -> None:
@@ -74,22 +72,26 @@ def _broker(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
         wait=spec["wait"],
         spin_us=spec["spin_us"],
     ) as broker:
-        _say("ready")
+        listener = transports.get(spec["transport"]).listen(broker)
+        _say("listening", address=listener.address)
         threading.Thread(target=obey, daemon=True).start()
         broker.serve()
+        listener.stop()
         _say("done", usage=usage_since(before[0]))
 
 
 def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
+    command = next(commands, None)
+    if command is None:
+        return
     with Publisher.connect(
-        spec["address"],
+        command["address"],
         message_size=spec["message_size"],
         batch_size=spec["batch_size"],
         in_flight=spec["in_flight"],
         ack=spec["ack"],
         linger_ms=spec["linger_ms"],
         timeout=spec["timeout"],
-        connect_timeout=_CONNECT_TIMEOUT,
         wait=spec["wait"],
         spin_us=spec["spin_us"],
         copy=spec["copy"],
