@@ -5,6 +5,7 @@ Native core of embar-shm: ring, broker, publisher. Use embar_shm, not this modul
 from collections.abc import Sequence
 from typing import Any
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 MAGIC: int = 3552575203764751685
@@ -174,12 +175,14 @@ class PublisherCore:
         cpus: int,
         timeout: float | None,
     ) -> None: ...
-    def publish(self, message: Buffer, /) -> None:
+    def publish(self, message: Buffer | NDArray[Any], /) -> None:
         """
         Appends one message to the open batch; commits the batch when it is full.
         """
 
-    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+    def publish_many(
+        self, messages: Buffer | NDArray[Any], message_size: int | None = None
+    ) -> None:
         """
         Appends one message per row of a 2-D array, or per message_size bytes of a buffer.
         """
@@ -206,6 +209,8 @@ class PublisherCore:
     def in_flight(self) -> int: ...
     @property
     def has_reservation(self) -> bool: ...
+    @property
+    def open_messages(self) -> int: ...
     @property
     def index(self) -> int: ...
     @property

@@ -30,7 +30,7 @@ class RingName:
     @classmethod
     def parse(cls, text: str) -> RingName:
         """Reads "cluster/broker". Raises `ConfigurationError` for anything else."""
-        parts = text.split("/")
+        parts = text.split("/") if isinstance(text, str) else []
         if len(parts) != 2 or not all(_PART.fullmatch(part) for part in parts):
             raise ConfigurationError(
                 f"{text!r} is not the name of a ring",
@@ -65,8 +65,8 @@ def existing_rings() -> list[RingName]:
 
 def split_address(url: str) -> tuple[str, str]:
     """Splits "scheme://rest". Raises `ConfigurationError` when there is no scheme."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or not scheme or not rest:
+    scheme, _, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    if not scheme or not rest:
         raise ConfigurationError(
             f"{url!r} is not an address",
             'an address is a URL such as "shm://demo/0" (transport, "://", what it connects to)',

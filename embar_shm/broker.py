@@ -149,9 +149,10 @@ class Broker:
         if self._core is None:
             return
         self._core.stop()
-        background, self._background = self._background, None
+        background = self._background
         if background is not None and background is not threading.current_thread():
             background.join()
+            self._background = None
             error, self._background_error = self._background_error, None
             if error is not None:
                 raise error
@@ -186,8 +187,6 @@ class Broker:
             with self._serving:  # whoever serves has been told to end
                 self._core = None
             core.retire()
-            while core.accept() is not None:
-                core.release()
             self._segment.unlink()
             self._segment.close()
             lifecycle.unregister_broker(self)

@@ -32,7 +32,11 @@ _HOLDERS_SHOWN = 8
 
 
 def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarError:
-    """The error for a status of the core; `size` is the size of the message it is about."""
+    """The error for a status of the core.
+
+    `size` is the size of the message it is about; for a broker that is gone, the number of messages
+    that could not be committed any more. (The core's lock may be held: ask it for nothing.)
+    """
     segment: Segment = core.context
     name = segment.name
     match status:
@@ -69,10 +73,10 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
         case "not_reserved":
             return MisuseError(f"this reservation on {name} has ended already")
         case "broker_stopped":
-            return BrokerGone(f"the broker {name} has stopped{_unacked(core)}", _RECONNECT)
+            return BrokerGone(f"the broker {name} has stopped{_missing(core, size)}", _RECONNECT)
         case "broker_gone":
             return BrokerGone(
-                f"the broker {name} died (its lock on {name.path} is free){_unacked(core)}",
+                f"the broker {name} died (its lock on {name.path} is free){_missing(core, size)}",
                 _RECONNECT,
             )
         case "faulted":
@@ -138,8 +142,10 @@ def table_full(segment: Segment) -> EmbarError:
     rows = [monitor.publisher(i) for i in range(segment.geometry.max_publishers)]
     pids = sorted({row["pid"] for row in rows if row["state"] == "active"})
     shown = ", ".join(map(str, pids[:_HOLDERS_SHOWN])) + (", ..." if len(pids) > 8 else "")
+    leaving = sum(row["state"] == "closed" for row in rows)
+    also = f" ({leaving} of them left, and the broker has not noticed)" if leaving else ""
     return NotEnoughSpace(
-        f"all {len(rows)} places for publishers on {segment.name} are taken, by pids {shown}",
+        f"all {len(rows)} places for publishers on {segment.name} are taken{also}, by pids {shown}",
         "close publishers, or start the broker with a larger max_publishers",
     )
 
@@ -147,9 +153,10 @@ def table_full(segment: Segment) -> EmbarError:
 _RECONNECT = "connect to a new broker and publish again what was not acknowledged"
 
 
-def _unacked(core: _core.PublisherCore) -> str:
-    missing = core.committed_seq - core.accepted_seq
-    return f"; {missing} committed batches were not acknowledged" if missing > 0 else ""
+def _missing(core: _core.PublisherCore, uncommitted: int) -> str:
+    unacked = core.committed_seq - core.accepted_seq
+    told = f"; {unacked} committed batches were not acknowledged" if unacked > 0 else ""
+    return f"{told}; {uncommitted} messages were not committed" if uncommitted else told
 
 
 def _holders(segment: Segment) -> str:

@@ -86,6 +86,8 @@ def _after_fork_in_child() -> None:
         participant.after_fork_in_child()
     _publishers.clear()
     _brokers.clear()
+    if signal.getsignal(signal.SIGTERM) is _on_sigterm:  # there is nothing to clean up here
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 atexit.register(_close_all)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from embar_shm import lifecycle, transports
 from embar_shm.address import split_address
-from embar_shm.errors import ConfigurationError, MisuseError
+from embar_shm.errors import ConfigurationError, MisuseError, PeerError
 from embar_shm.options import (
     COPY_MODES,
     WAIT_MODES,
@@ -30,7 +30,7 @@ from embar_shm.options import (
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from embar_shm.transports.base import Message
 
 __all__ = ["Publisher"]
 
@@ -42,7 +42,7 @@ class Publisher:
     raises `ClosedError`: connect in the child.
     """
 
-    publish: Callable[[Buffer], None]
+    publish: Callable[[Message], None]
     """``publish(message)`` appends one message (bytes, bytearray, memoryview, numpy array ...).
 
     The bytes are copied before it returns. Batches are committed when full, after `linger_ms`, by
@@ -126,7 +126,7 @@ class Publisher:
             raise ConfigurationError("message_size must be at least 1 byte; None means any size")
         return cls(transports.get(scheme).connect(rest, options), ack)
 
-    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+    def publish_many(self, messages: Message, message_size: int | None = None) -> None:
         """Appends many messages of one size in one call.
 
         `messages` is a C-contiguous 2-D array (shape: messages x values of a message) or, with
@@ -167,6 +167,8 @@ class Publisher:
                 "this publisher was connected with ack=0: nothing is acknowledged",
                 "connect with ack=1",
             )
+        if timeout is not None:
+            timeout = number("timeout", timeout)
         self._link.wait_acked(timeout, seq)
 
     def stats(self) -> PublisherStats:
@@ -176,7 +178,8 @@ class Publisher:
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent; does not wait for acknowledgements.
 
-        Raises `BufferError` while a view of reserved memory is alive.
+        Waits for calls of other threads. Raises `BufferError` while a view of reserved memory is
+        alive, and `BrokerGone` when messages of the open batch could not be committed any more.
         """
         self._link.close()
         self._closed = True
@@ -195,7 +198,11 @@ class Publisher:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            with suppress(PeerError):  # the error that is on its way tells more
+                self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -46,6 +46,7 @@ __all__ = ["Geometry", "Segment", "boot_id", "prefault_memory", "remove_dead"]
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
+_CREATE_TRIES = 10  # a creation can lose against others' `replace_dead`, but not forever
 _LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock
 _POLL = 0.002  # seconds between two looks at a segment that is being created
 
@@ -103,8 +104,17 @@ class Segment:
         Raises `BrokerExists` when the name is taken, `NotEnoughSpace` when /dev/shm is too full.
         `replace_dead` removes a left-over whose broker and publishers are all gone.
         """
-        if replace_dead:
-            remove_dead(name)
+        for _ in range(_CREATE_TRIES):
+            if replace_dead:
+                remove_dead(name)
+            try:
+                return cls._create_now(name, geometry)
+            except _LostRace as error:
+                lost = error
+        raise lost
+
+    @classmethod
+    def _create_now(cls, name: RingName, geometry: Geometry) -> Segment:
         try:
             made = posix_ipc.SharedMemory(name.posix_name, posix_ipc.O_CREX, mode=0o600)
         except posix_ipc.ExistentialError:
@@ -130,7 +140,8 @@ class Segment:
             segment = cls(name, memory, geometry, lock_fd, os.fstat(made.fd).st_ino)
             _core.publish_segment(memory)
         except BaseException:
-            _unlink(name, os.fstat(made.fd).st_ino)
+            if lock_fd >= 0 or _core.try_lock(made.fd, _core.BROKER_LOCK):
+                _unlink(name, os.fstat(made.fd).st_ino)  # without the lock it is the remover's
             if lock_fd >= 0:
                 os.close(lock_fd)
             raise
@@ -205,7 +216,7 @@ class Segment:
 
 
 def _unlink(name: RingName, inode: int) -> None:
-    """Removes the name, if it (still) belongs to this file."""
+    """Removes the name, if it (still) belongs to this file. The caller holds the file's lock."""
     try:
         if name.path.stat().st_ino == inode:
             posix_ipc.unlink_shared_memory(name.posix_name)
@@ -292,19 +303,26 @@ def _validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
 
 
 def _lock_as_broker(name: RingName, inode: int) -> int:
-    """Takes the broker's lock of the segment just made; its open file description."""
+    """Takes the broker's lock of the segment just made; its open file description.
+
+    Once the lock is held, `remove_dead` of others leaves the name alone: look at it after that.
+    """
     try:
         fd = _open(name)
-    except NoSuchBroker:
-        raise BrokerExists(*_lost_race(name)) from None
-    if os.fstat(fd).st_ino == inode and _core.try_lock(fd, _core.BROKER_LOCK):
-        return fd
-    os.close(fd)
-    raise BrokerExists(*_lost_race(name))
+        try:
+            if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.stat().st_ino == inode:
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    except (NoSuchBroker, FileNotFoundError):
+        pass  # removed, as if it had been left behind
+    raise _LostRace(f"somebody else became the broker of {name} at the same moment", "try again")
 
 
-def _lost_race(name: RingName) -> tuple[str, str]:
-    return f"somebody else became the broker of {name} at the same moment", "try again"
+class _LostRace(BrokerExists):
+    """Another creator with `replace_dead` took our segment for a left-over before it was locked."""
 
 
 def _reserve(name: RingName, fd: int, geometry: Geometry) -> None:

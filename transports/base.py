@@ -19,9 +19,15 @@ from typing import TYPE_CHECKING, ClassVar
 from embar_shm.options import CopyMode, WaitMode
 
 if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
     from embar_shm.broker import Broker
+
+    # numpy's arrays are Buffers for type checkers from Python 3.12 on only.
+    Message: TypeAlias = Buffer | NDArray[Any]
 
 __all__ = ["Listener", "PublisherLink", "PublisherOptions", "PublisherStats", "Transport"]
 
@@ -61,11 +67,11 @@ class PublisherLink(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def publish(self) -> Callable[[Buffer], None]:
+    def publish(self) -> Callable[[Message], None]:
         """The function that appends one message: called once per message, so a native one."""
 
     @abc.abstractmethod
-    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+    def publish_many(self, messages: Message, message_size: int | None = None) -> None:
         """Appends many messages of one size."""
 
     @abc.abstractmethod

@@ -29,14 +29,13 @@ from embar_shm.transports.base import (
 )
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from embar_shm.broker import Broker
+    from embar_shm.transports.base import Message
 
 __all__ = ["ShmLink", "ShmTransport"]
 
 _POLL = 0.005  # seconds between two looks at a full publishers table
-_REAP_TIME = 0.5  # seconds a broker may take to free the row of a publisher that left or died
+_REAP_TIME = 2.0  # seconds a broker may take to free the row of a publisher that left or died
 
 
 class ShmTransport(Transport):
@@ -140,10 +139,10 @@ class ShmLink(PublisherLink):
             time.sleep(_POLL)
 
     @property
-    def publish(self) -> Callable[[Buffer], None]:
+    def publish(self) -> Callable[[Message], None]:
         return self._core.publish
 
-    def publish_many(self, messages: Buffer, message_size: int | None = None) -> None:
+    def publish_many(self, messages: Message, message_size: int | None = None) -> None:
         if message_size is not None:
             message_size = self._message_bytes("message_size", message_size)
         self._core.publish_many(messages, message_size)
@@ -162,6 +161,8 @@ class ShmLink(PublisherLink):
         return self._core.flush()
 
     def wait_acked(self, timeout: float | None, seq: int | None) -> None:
+        if (state := self._core.state) != "ok":
+            raise publisher_error(self._core, state, 0)
         if seq is not None and not 0 <= seq <= self._core.committed_seq:
             raise MisuseError(
                 f"batch {seq} on {self._segment.name} cannot be waited for: "
@@ -188,7 +189,9 @@ class ShmLink(PublisherLink):
         if self._core.state in ("closed", "forked"):
             return
         try:
-            if self._core.peer == "ok" and not self._core.has_reservation:
+            if not self._core.has_reservation and self._core.open_messages:
+                if (peer := self._core.peer) != "ok":
+                    raise publisher_error(self._core, peer, self._core.open_messages)
                 self._core.flush()
         finally:
             last_stats = self._stats_now()

@@ -37,7 +37,7 @@ public:
         held_.store(1, std::memory_order_relaxed);
         std::atomic_signal_fence(std::memory_order_seq_cst);  // the CPU's half is the membarrier below
         if (wanted_.load(std::memory_order_acquire)) {        // acquire: pairs with unlock_remote()
-            held_.store(0, std::memory_order_relaxed);
+            held_.store(0, std::memory_order_release);        // carries the unlock() before it
             return false;
         }
         return true;

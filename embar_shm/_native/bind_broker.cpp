@@ -18,7 +18,7 @@ const char* name(Verdict v) {
 class BrokerCore {
 public:
     BrokerCore(nb::handle buffer, int lock_fd, int wait_mode, double spin_us, unsigned cpus)
-        : buffer_(buffer, true), broker_(view(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus)) {}
+        : buffer_(buffer, true), broker_(ring_in(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus)) {}
 
     // => "stopped": stop() was called. => "timeout". => "corrupt".
     std::string serve(std::optional<double> timeout) {
@@ -39,6 +39,7 @@ public:
     nb::object accept() {
         Accepted a;
         if (!broker_.accept(a)) return nb::none();
+        broker_.announce(a.where.owner);
         nb::dict d;
         d["ticket"] = a.ticket;
         d["slot"] = a.where.slot;
@@ -68,10 +69,6 @@ public:
     }
 
 private:
-    static Ring view(const HeldBuffer& b) {
-        if (const char* why = Ring::unusable(b.data(), b.size())) throw nb::value_error(why);
-        return Ring(b.data());
-    }
     HeldBuffer buffer_;
     Broker broker_;
 };

@@ -103,11 +103,10 @@ public:
                 w = core.wait_space(std::min(deadline, now_ns() + kMaxSleepNs));
             }
             check_signals();
-            if (w != Wait::Ready) {
-                if (const Status peer = core.peer_status(); peer != Status::Ok) raise(peer);
-                if (now_ns() >= deadline) raise_timeout("space", 0, static_cast<double>(now_ns() - begin) / 1e9);
-            }
             s = step();
+            if (s != Status::NeedSlot || w == Wait::Ready) continue;
+            if (const Status peer = core.peer_status(); peer != Status::Ok) raise(peer);
+            if (now_ns() >= deadline) raise_timeout("space", 0, static_cast<double>(now_ns() - begin) / 1e9);
         }
         if (s != Status::Ok) raise(s, size);
     }
@@ -132,14 +131,23 @@ public:
                 nb::gil_scoped_release unlocked;
                 w = core.wait_acked(*seq, std::min(deadline, now_ns() + kMaxSleepNs));
             }
-            if (core.accepted_seq() >= *seq) break;
+            if (acked(*seq)) break;
             check_signals();
-            if (core.state() != Status::Ok) raise(core.state());
-            if (const Status peer = core.peer_status(); peer != Status::Ok) raise(peer, *seq);
+            // The broker may have accepted the batch as its last act: look once more after its end.
+            if (const Status peer = core.peer_status(); peer != Status::Ok) {
+                if (acked(*seq)) break;
+                raise(peer);
+            }
             if (w != Wait::Ready && now_ns() >= deadline)
                 raise_timeout("ack", *seq, static_cast<double>(now_ns() - begin) / 1e9);
         }
         core.record_ack_wait(now_ns() - begin);
+    }
+    // Throws when another thread has closed the publisher: the row may be somebody else's by now.
+    bool acked(u64 seq) {
+        const bool found = core.accepted_seq() >= seq;
+        if (core.state() != Status::Ok) raise(core.state());
+        return found;
     }
     void close() {
         Guard guard(*this);
@@ -166,8 +174,7 @@ public:
 
 private:
     static Ring checked(const HeldBuffer& b, u32 index, u64 batch_bytes, u64 message_size, u32 quota) {
-        if (const char* why = Ring::unusable(b.data(), b.size())) throw nb::value_error(why);
-        const Ring ring(b.data());
+        const Ring ring = ring_in(b);
         if (index >= ring.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
         if (batch_bytes < 16 || batch_bytes > ring.geometry().slot_bytes)
             throw nb::value_error("batch_bytes must be 16 bytes to the size of a slot");
@@ -236,6 +243,7 @@ void PublisherCore::publish_many(nb::handle messages, std::optional<u64> message
         else
             raise_buffer(messages, kExpected);
     }
+    if (core.state() != Status::Ok) raise(core.state());
     if (bytes == 0 && m.view.ndim == 2 && m.view.shape[0] == 0) return;  // no messages
     if (size == 0) raise(Status::Empty);
     if (bytes % size) raise_buffer(messages, "a buffer whose size is a multiple of message_size");
@@ -403,10 +411,11 @@ void bind_publisher(nb::module_& m) {
                      "incarnation: int, message_size: int, batch_bytes: int, quota: int, ack: int, "
                      "linger_ms: float, copy: int, sample_every: int, wait_mode: int, spin_us: float, "
                      "cpus: int, timeout: float | None) -> None"))
-        .def("publish_many", &PublisherCore::publish_many, nb::arg("messages").none(),
-             nb::arg("message_size").none() = nb::none(),
-             nb::sig("def publish_many(self, messages: Buffer, message_size: int | None = None) -> None"),
-             "Appends one message per row of a 2-D array, or per message_size bytes of a buffer.")
+        .def(
+            "publish_many", &PublisherCore::publish_many, nb::arg("messages").none(),
+            nb::arg("message_size").none() = nb::none(),
+            nb::sig("def publish_many(self, messages: Buffer | NDArray[Any], message_size: int | None = None) -> None"),
+            "Appends one message per row of a 2-D array, or per message_size bytes of a buffer.")
         .def("flush", &PublisherCore::flush, "Commits the open batch: the seq of the last committed batch (0: none).")
         .def("wait_acked", &PublisherCore::wait_acked, nb::arg("timeout").none() = nb::none(),
              nb::arg("seq").none() = nb::none(), "Waits until batch seq (all so far) is in the log.")
@@ -418,8 +427,13 @@ void bind_publisher(nb::module_& m) {
             "context", [](const PublisherCore& p) { return p.context_; }, nb::sig("def context(self) -> Any"))
         .def_prop_ro("committed_seq", [](const PublisherCore& p) { return p.core.committed_seq(); })
         .def_prop_ro("accepted_seq", [](const PublisherCore& p) { return p.core.accepted_seq(); })
-        .def_prop_ro("in_flight", [](const PublisherCore& p) { return p.core.in_flight(); })
+        .def_prop_ro("in_flight", [](const PublisherCore& p) { return p.core.in_flight_seen(); })
         .def_prop_ro("has_reservation", [](const PublisherCore& p) { return p.core.has_reservation(); })
+        .def_prop_ro("open_messages",
+                     [](PublisherCore& p) {
+                         PublisherCore::Guard guard(p);
+                         return p.core.open_messages();
+                     })
         .def_prop_ro("index", [](const PublisherCore& p) { return p.core.index(); })
         .def_prop_ro("message_size", [](const PublisherCore& p) { return p.core.options().message_size; })
         .def_prop_ro("batch_bytes", [](const PublisherCore& p) { return p.core.options().batch_bytes; })

@@ -120,11 +120,7 @@ public:
     u32 max_publishers() const { return ring_.geometry().max_publishers; }
 
 protected:
-    Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(view(buffer_)) {}
-    static Ring view(const HeldBuffer& b) {
-        if (const char* why = Ring::unusable(b.data(), b.size())) throw nb::value_error(why);
-        return Ring(b.data());
-    }
+    Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(ring_in(buffer_)) {}
     u32 checked(u32 index) const {
         if (index >= ring_.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
         return index;

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 
+#include "ring.hpp"
 #include "waiting.hpp"
 
 namespace embar {
@@ -34,6 +35,13 @@ public:
 private:
     Py_buffer view_{};
 };
+
+// The ring in a buffer; throws ValueError when there is none.
+inline Ring ring_in(const HeldBuffer& buffer) {
+    Geometry geometry;
+    if (const char* why = Ring::unusable(buffer.data(), buffer.size(), geometry)) throw nb::value_error(why);
+    return Ring(buffer.data(), geometry);
+}
 
 // CLOCK_MONOTONIC ns of a moment `seconds` from now; none: never.
 inline std::uint64_t deadline_after(std::optional<double> seconds) noexcept {

@@ -38,10 +38,14 @@ public:
     // plain buffer (tests), where nobody is ever found dead.
     Broker(Ring ring, int lock_fd, const SpinOptions& spin)
         : ring_(ring), lock_fd_(lock_fd), spin_(spin), peers_(ring.geometry().max_publishers),
-          accepted_(ring.geometry().tickets) {
+          accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
         Control& c = ring_.control();
-        head_ = c.head.load(std::memory_order_relaxed);
-        released_ = c.released.load(std::memory_order_relaxed);
+        // What is accepted and not released is looked at again, and found to be a duplicate.
+        head_ = released_ = c.released.load(std::memory_order_relaxed);
+        for (u32 i = 0; i < peers_.size(); ++i) {
+            peers_[i].accepted_seq = ring_.publisher(i).accepted_seq.load(std::memory_order_relaxed);
+            peers_[i].released = ring_.publisher(i).released_batches.load(std::memory_order_relaxed);
+        }
         c.broker_pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         c.epoch.store(c.epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
         c.state.store(static_cast<u32>(BrokerState::Serving), std::memory_order_seq_cst);
@@ -61,6 +65,11 @@ public:
             corruption_ = "a ticket entry and its slot word do not belong together";
             return false;
         }
+        if (held_[out.where.slot]) {
+            corruption_ = "two tickets refer to one slot";
+            return false;
+        }
+        held_[out.where.slot] = true;
         const u64 begin = now_ns();
         Control& c = ring_.control();
         std::memcpy(&out.header, ring_.header_of(out.where.slot), sizeof out.header);  // the one copy
@@ -98,12 +107,16 @@ public:
         return true;
     }
 
+    // Wakes who waits for an acknowledgement, where release_next() does not follow at once.
+    void announce(u32 owner) noexcept { wake(ring_.publisher(owner)); }
+
     // Releases the oldest accepted ticket and wakes who waits. => false: everything accepted is released.
     bool release_next() noexcept {
         if (released_ == head_) return false;
         const u64 begin = now_ns();
         const Ring::Committed where = accepted_[released_ % accepted_.size()];
         PublisherEntry& row = ring_.publisher(where.owner);
+        held_[where.slot] = false;
         ring_.release(released_, where);
         ++released_;
         ring_.control().released.store(released_, std::memory_order_release);
@@ -122,7 +135,11 @@ public:
             if (ring_.publisher(i).state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free))
                 continue;  // pairs with the release store that ends an attach
             ++attached;
-            // Only the kernel's word counts. While we hold the byte, nobody can take the row.
+            if (ring_.publisher(i).state.load(std::memory_order_relaxed) == static_cast<u32>(EntryState::Closed)) {
+                if (reap_row(i)) ++rows, --attached;  // the owner's own word that it will not touch anything again
+                continue;
+            }
+            // Else only the kernel's word counts. While we hold the byte, nobody can take the row.
             if (!try_lock_byte(lock_fd_, publisher_lock(i))) continue;
             if (reap_row(i)) ++rows, --attached;
             unlock_byte(lock_fd_, publisher_lock(i));
@@ -147,32 +164,40 @@ public:
         return true;
     }
 
-    // Works and sleeps until the deadline, a stop() or a signal.
+    // Works and sleeps until the deadline, a stop() or a signal. Comes back in time under any load.
     Result serve(u64 deadline_ns) noexcept {
         Control& c = ring_.control();
         bool worked = false;
+        u64 last = kNoTicket;  // set by stop(): what is committed by then is less than a lap ahead
         for (;;) {
             Accepted a;
             int n = 0;
             while (n < kSweep && accept(a)) ++n;
             while (release_next()) {}
             if (corruption_) return Result::Corrupt;
-            if (n == kSweep && !stop_.load(std::memory_order_seq_cst) && now_ns() < next_reap_) continue;
             worked |= n > 0;
-            const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            if (stop_.load(std::memory_order_seq_cst)) {
+                if (last == kNoTicket) last = head_ + ring_.geometry().tickets;
+                if (n == 0 || head_ >= last) return Result::Stopped;
+            }
             const u64 now = now_ns();
-            if (now >= next_reap_ || wanted) {
+            const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            const bool called = c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
+            if (now >= next_reap_ || called || (wanted && n == 0)) {
                 reap();
                 next_reap_ = now + kReapEveryNs;
+                if (called && wanted) wake_one_space_waiter();  // a slot was given back
             }
-            if (n > 0) continue;
-            if (stop_.load(std::memory_order_seq_cst)) return Result::Stopped;
             if (now >= deadline_ns) return worked ? Result::Worked : Result::Idle;
+            if (n > 0) continue;
             bool missed = false;
             Histogram::add(c.sleeps, 1);
             const Wait w = sleep_unless(
-                [&] { return ring_.is_committed(head_) || stop_.load(std::memory_order_seq_cst); }, c.event, c.sleeping,
-                deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)),
+                [&] {
+                    return ring_.is_committed(head_) || stop_.load(std::memory_order_seq_cst) ||
+                           c.look_around.load(std::memory_order_seq_cst) != 0;
+                },
+                c.event, c.sleeping, deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)),
                 wanted ? kWantedSleepNs : kMaxSleepNs, missed);
             spin_.outcome(w == Wait::Ready);
             if (missed) Histogram::add(c.missed_wakeups, 1);
@@ -187,13 +212,15 @@ public:
     }
     void resume() noexcept { stop_.store(false, std::memory_order_seq_cst); }
 
-    // Tells every publisher that nothing will be accepted any more.
+    // The end: nobody may begin another batch, what is committed is accepted, everybody is told. A batch that
+    // is committed after that is not in the log, and its publisher will know.
     void retire() noexcept {
-        ring_.control().state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
-        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
-            PublisherEntry& row = ring_.publisher(i);
-            wake_if_sleeping(row.event, row.sleeping);
-        }
+        Control& c = ring_.control();
+        c.state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
+        Accepted a;
+        while (accept(a)) release_next();
+        c.state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
+        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) wake(ring_.publisher(i));
     }
 
 private:
@@ -279,6 +306,7 @@ private:
     SpinPolicy spin_;
     std::vector<Peer> peers_;
     std::vector<Ring::Committed> accepted_;  // by ticket: what release_next() needs, out of others' reach
+    std::vector<bool> held_;                 // by slot: accepted and not released
     u64 head_ = 0;
     u64 released_ = 0;
     u64 next_reap_ = 0;

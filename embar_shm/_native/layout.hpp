@@ -145,7 +145,12 @@ static_assert(sizeof(SegmentHeader) == kPage);
 static_assert(offsetof(SegmentHeader, boot_id) == 104 && offsetof(SegmentHeader, name) == 144);
 
 // --- Control: written by the broker, but for `tail` and the flags others set -------------------------
-enum class BrokerState : u32 { Starting = 0, Serving = 1, Stopped = 2 };
+enum class BrokerState : u32 {
+    Starting = 0,
+    Serving = 1,
+    Stopping = 2,  // accepts what is committed; nobody may begin another batch
+    Stopped = 3,   // accepts nothing any more
+};
 
 struct Control {
     alignas(kLine) std::atomic<u64> tail;  // next ticket to commit; advanced by anybody (helping)
@@ -155,6 +160,7 @@ struct Control {
     alignas(kLine) std::atomic<u32> event;
     std::atomic<u32> sleeping;
     alignas(kLine) std::atomic<u32> space_waiters;  // publishers waiting for any free slot
+    std::atomic<u32> look_around;                   // set by publishers that left, or gave a slot back
     alignas(kLine) std::atomic<u32> state;          // BrokerState
     std::atomic<u32> epoch;
     std::atomic<u32> broker_pid;

@@ -148,7 +148,10 @@ public:
         const u64 n = reserved_;
         limit_ = reserved_limit_;
         reserved_ = 0;
-        if (!keep) return Status::Ok;
+        if (!keep) {
+            if (cursor_ == start_) give_back();  // others may be waiting for it
+            return Status::Ok;
+        }
         if (format_ == Format::Variable) {
             frame(n);
         } else {
@@ -170,9 +173,15 @@ public:
         stop_linger();
         state_.store(Status::Closed, std::memory_order_relaxed);
         start_ = cursor_ = limit_ = nullptr;
-        row_->state.store(static_cast<u32>(EntryState::Closed), std::memory_order_release);
+        row_->state.store(static_cast<u32>(EntryState::Closed), std::memory_order_release);  // pairs with reap()
+        call_broker();
     }
     bool has_reservation() const noexcept { return reserved_ != 0; }
+    // Messages in the open batch. Under the lock.
+    u64 open_messages() const noexcept {
+        if (!start_) return 0;
+        return format_ == Format::Variable ? framed_messages_ : static_cast<u64>(cursor_ - start_) / message_size_;
+    }
 
     void after_fork_in_child() noexcept {
         if (state() == Status::Closed) return;
@@ -194,19 +203,19 @@ public:
             Histogram::add(row_->space_waits, 1);
         }
         if (in_flight() >= options_.quota)
-            return sleep_slice([this] { return in_flight() < options_.quota || interrupted_by_peer(); }, deadline_ns);
+            return sleep_slice([this] { return in_flight() < options_.quota || no_more_batches(); }, deadline_ns);
         Control& c = ring_.control();
         row_->wants_any_slot.store(1, std::memory_order_seq_cst);
         c.space_waiters.store(1, std::memory_order_seq_cst);  // pairs with Broker::wake_one_space_waiter()
         wake_if_sleeping(c.event, c.sleeping);                // a dead owner's slots may be waiting to be reaped
-        const Wait w = sleep_slice([this] { return ring_.any_free() || interrupted_by_peer(); }, deadline_ns);
+        const Wait w = sleep_slice([this] { return ring_.any_free() || no_more_batches(); }, deadline_ns);
         row_->wants_any_slot.store(0, std::memory_order_seq_cst);
         return w;
     }
 
     // Sleeps (one slice) until batch `seq` is accepted. Any thread, without the GIL.
     Wait wait_acked(u64 seq, u64 deadline_ns) noexcept {
-        return sleep_slice([this, seq] { return accepted_seq() >= seq || interrupted_by_peer(); }, deadline_ns);
+        return sleep_slice([this, seq] { return accepted_seq() >= seq || no_more_acks(); }, deadline_ns);
     }
     void record_ack_wait(u64 ns) noexcept {
         Histogram::add(row_->ack_waits, 1);
@@ -215,9 +224,8 @@ public:
 
     // What a wait that did not end well should tell the user. Asks the kernel about the broker.
     Status peer_status() noexcept {
-        if (row_->fault.load(std::memory_order_seq_cst)) return Status::Faulted;
-        if (ring_.control().state.load(std::memory_order_seq_cst) == static_cast<u32>(BrokerState::Stopped))
-            return Status::BrokerStopped;
+        if (refused()) return Status::Faulted;
+        if (no_more_acks()) return Status::BrokerStopped;
         if (lock_fd_ >= 0 && holder(lock_fd_, kBrokerLock) == Liveness::Gone) return Status::BrokerGone;
         return Status::Ok;
     }
@@ -231,6 +239,12 @@ public:
     PublisherEntry& row() const noexcept { return *row_; }
     u64 committed_seq() const noexcept { return row_->committed_seq.load(std::memory_order_acquire); }
     u64 accepted_seq() const noexcept { return row_->accepted_seq.load(std::memory_order_seq_cst); }
+    // Batches committed and not released, for others than the publishing thread.
+    u64 in_flight_seen() const noexcept {
+        const u64 released = row_->released_batches.load(std::memory_order_acquire);
+        const u64 committed = committed_seq();
+        return committed - std::min(released, committed);
+    }
     // seq_cst: the condition of an eventcount; pairs with Broker::release_next().
     u64 in_flight() const noexcept {
         const u64 released = row_->released_batches.load(std::memory_order_seq_cst);
@@ -307,7 +321,7 @@ private:
     // Claims a slot without waiting. The quota counts this batch, too.
     Status claim() noexcept {
         const u64 begin = clock();
-        if (interrupted_by_peer()) return peer_status();
+        if (no_more_batches()) return refused() ? Status::Faulted : Status::BrokerStopped;
         if (in_flight() >= options_.quota || !ring_.try_claim(index_, slot_, generation_)) return Status::NeedSlot;
         const u64 end = now_ns();
         ring_.slot(slot_).owned_since.store(end, std::memory_order_relaxed);
@@ -365,10 +379,27 @@ private:
         return Status::Ok;
     }
 
-    bool interrupted_by_peer() const noexcept {
-        return row_->fault.load(std::memory_order_seq_cst) != 0 ||
-               ring_.control().state.load(std::memory_order_seq_cst) == static_cast<u32>(BrokerState::Stopped);
+    // Gives the slot of a batch without messages back.
+    void give_back() noexcept {
+        ring_.give_back(slot_, generation_);
+        start_ = cursor_ = limit_ = nullptr;
+        open_since_.store(0, std::memory_order_relaxed);
+        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) call_broker();
     }
+    void call_broker() noexcept {
+        Control& c = ring_.control();
+        c.look_around.store(1, std::memory_order_seq_cst);  // pairs with the exchange in Broker::serve()
+        wake_if_sleeping(c.event, c.sleeping);
+    }
+
+    u32 broker_state() const noexcept { return ring_.control().state.load(std::memory_order_seq_cst); }
+    bool refused() const noexcept { return row_->fault.load(std::memory_order_seq_cst) != 0; }
+    // Nothing new can be sent.
+    bool no_more_batches() const noexcept {
+        return refused() || broker_state() >= static_cast<u32>(BrokerState::Stopping);
+    }
+    // Nothing will be accepted any more.
+    bool no_more_acks() const noexcept { return refused() || broker_state() >= static_cast<u32>(BrokerState::Stopped); }
 
     template <class Ready>
     Wait sleep_slice(Ready&& ready, u64 deadline_ns) noexcept {
@@ -430,10 +461,7 @@ private:
                 if (open_since_.load(std::memory_order_relaxed) != since) {
                     done = true;
                 } else if (!reserved_) {
-                    if (cursor_ == start_)  // a reservation was given up: the slot is held, nothing is late
-                        open_since_.store(now, std::memory_order_relaxed);
-                    else
-                        commit();
+                    commit();
                     done = true;
                 }
                 lock.unlock_remote();

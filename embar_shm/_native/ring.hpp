@@ -7,6 +7,7 @@
 // Words, and who writes them:
 //   slot word     FREE(g) -> OWNED(g, p)       claim     publisher p, CAS
 //                 OWNED(g, p) -> FREE(g+1)     release   broker, after the ticket; or reap, once p is gone
+//                                              give back p itself, if it never committed the slot
 //   ticket entry  FREE(lap) -> USED(lap, s, g) commit    any publisher, CAS
 //                 USED(lap, ..) -> FREE(lap+1) release   broker
 //   tail          t -> t+1                     help      anybody who saw that entry t is no longer FREE(lap)
@@ -51,27 +52,31 @@ inline constexpr u64 kNoTicket = ~0ULL;
 // A view of a mapped segment: pointers and a private copy of the geometry. Owns nothing.
 class Ring {
 public:
-    // Why these bytes are not a ring this code can use, or null. (segment.py gives the long answer.)
-    static const char* unusable(const void* base, std::size_t bytes) noexcept {
+    // Why these bytes are not a ring this code can use, or null; then `out` is its geometry, from the one and only
+    // look at the header: what that says later does not matter. (segment.py gives the long answer.)
+    static const char* unusable(const void* base, std::size_t bytes, Geometry& out) noexcept {
         if (reinterpret_cast<std::uintptr_t>(base) % kLine) return "the buffer is not aligned to 128 bytes";
         if (bytes < sizeof(SegmentHeader)) return "the buffer is smaller than a segment header";
         const auto& h = *static_cast<const SegmentHeader*>(base);
         if (h.magic.load(std::memory_order_acquire) != kMagic) return "the magic is wrong";  // pairs with publish()
-        if (h.layout_version != kLayoutVersion) return "the layout version differs";
-        const u32 slots = h.slots, publishers = h.max_publishers;
-        const u64 slot_bytes = h.slot_bytes;
+        u32 version, slots, publishers;
+        u64 slot_bytes;
+        std::memcpy(&version, &h.layout_version, sizeof version);
+        std::memcpy(&slots, &h.slots, sizeof slots);
+        std::memcpy(&publishers, &h.max_publishers, sizeof publishers);
+        std::memcpy(&slot_bytes, &h.slot_bytes, sizeof slot_bytes);
+        std::atomic_signal_fence(std::memory_order_seq_cst);  // the copies are made once, not again below
+        if (version != kLayoutVersion) return "the layout version differs";
         if (const char* why = Geometry::error(slots, slot_bytes, publishers)) return why;
-        if (Geometry::plan(slots, slot_bytes, publishers).total_bytes > bytes) return "the buffer is truncated";
+        out = Geometry::plan(slots, slot_bytes, publishers);
+        if (out.total_bytes > bytes) return "the buffer is truncated";
         return nullptr;
     }
 
-    // `base` has been checked with unusable(). What the header says later does not matter any more.
-    explicit Ring(void* base) noexcept : base_(static_cast<char*>(base)) {
-        const auto& h = *static_cast<const SegmentHeader*>(base);
-        geometry_ = Geometry::plan(h.slots, h.slot_bytes, h.max_publishers);
-        mask_ = geometry_.tickets - 1;
-        shift_ = static_cast<unsigned>(std::countr_zero(geometry_.tickets));
-    }
+    // `base` and `geometry` have been checked with unusable().
+    Ring(void* base, const Geometry& geometry) noexcept
+        : base_(static_cast<char*>(base)), geometry_(geometry), mask_(geometry.tickets - 1),
+          shift_(static_cast<unsigned>(std::countr_zero(geometry.tickets))) {}
 
     // Writes the header of a new segment into zeroed memory: all-zero control words are an empty ring.
     static void format(void* base, const Geometry& g, const char* name, const char* boot_id, u64 unix_ns) noexcept {
@@ -130,6 +135,10 @@ public:
         }
         return false;
     }
+    // Frees a slot that was claimed and not committed. seq_cst: as in release().
+    void give_back(u32 s, u64 generation) const noexcept {
+        slot(s).word.store(slot_word::free(generation + 1), std::memory_order_seq_cst);
+    }
     // Is any slot free? seq_cst: the condition of an eventcount, pairs with the stores that free a slot.
     bool any_free() const noexcept {
         for (u32 s = 0; s < geometry_.slots; ++s)
@@ -179,9 +188,10 @@ public:
     // What is in ticket t, the oldest the broker has not accepted? Every value is checked before use.
     Look look(u64 t, Committed& out) const noexcept {
         const u64 e = entry(t).load(std::memory_order_acquire);  // pairs with the CAS in commit()
+        if (ticket::lap(e) != lap_of(t)) return Look::Corrupt;   // it was FREE(lap) when t - tickets was released
         if (!ticket::is_used(e)) return Look::Empty;
         const u32 s = ticket::slot(e);
-        if (ticket::lap(e) != lap_of(t) || s >= geometry_.slots) return Look::Corrupt;
+        if (s >= geometry_.slots) return Look::Corrupt;
         const u64 w = slot(s).word.load(std::memory_order_relaxed);  // ordered by the acquire above
         const u64 g = slot_word::generation(w);
         if (!slot_word::is_owned(w) || slot_word::owner(w) >= geometry_.max_publishers ||

@@ -136,7 +136,8 @@ enum class Wait { Ready, TimedOut, Interrupted, Again };
 // => TimedOut     the deadline has passed
 // => Interrupted  a signal arrived; the caller lets Python look at it and calls again
 // => Again        woken for something else, or max_sleep_ns is over: the caller looks around and calls again
-// `ran_out_while_ready` is set when a sleep ran out although ready() holds and no wake-up is on its way.
+// `ran_out_while_ready` is set when a whole kMaxSleepNs passed although ready() holds and no wake-up is on its
+// way: one was lost. (Shorter sleeps prove nothing: their waker may be waiting for a CPU, just before its wake.)
 // ready() must load its words seq_cst.
 template <class Ready>
 Wait sleep_unless(Ready&& ready, std::atomic<std::uint32_t>& event, std::atomic<std::uint32_t>& sleeping,
@@ -156,10 +157,11 @@ Wait sleep_unless(Ready&& ready, std::atomic<std::uint32_t>& event, std::atomic<
     const std::uint32_t seen = event.load(std::memory_order_seq_cst);
     sleeping.store(1, std::memory_order_seq_cst);  // pairs with the load in wake_if_sleeping()
     if (ready()) return Wait::Ready;
-    const Sleep s = futex_wait(event, seen, std::min(deadline_ns - now, max_sleep_ns));
+    const std::uint64_t sleep_ns = std::min(deadline_ns - now, max_sleep_ns);
+    const Sleep s = futex_wait(event, seen, sleep_ns);
     if (ready()) {
         // Nobody took the flag and the event did not move: whoever made this ready never saw us asleep.
-        if (s == Sleep::TimedOut && sleeping.load(std::memory_order_seq_cst) == 1 &&
+        if (s == Sleep::TimedOut && sleep_ns >= kMaxSleepNs && sleeping.load(std::memory_order_seq_cst) == 1 &&
             event.load(std::memory_order_seq_cst) == seen)
             ran_out_while_ready = true;
         return Wait::Ready;

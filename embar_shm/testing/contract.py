@@ -622,11 +622,28 @@ class TransportContract:
 
     def test_a_publisher_of_a_stopped_broker_can_be_closed(self, endpoint: Endpoint) -> None:
         pub = endpoint.connect()
-        pub.publish(b"x")
         endpoint.broker.close()
         pub.close()
         with pytest.raises(es.ClosedError):
             pub.flush()
+
+    def test_closing_tells_that_messages_could_not_be_committed_any_more(
+        self, by_hand: Endpoint
+    ) -> None:
+        pub = by_hand.connect(linger_ms=0)
+        pub.publish(b"x")
+        by_hand.broker.close()
+        with pytest.raises(es.BrokerGone, match="1 messages were not committed"):
+            pub.close()
+        with pytest.raises(es.ClosedError):
+            pub.flush()
+
+    def test_an_error_on_its_way_out_is_not_hidden_by_closing(self, by_hand: Endpoint) -> None:
+        pub = by_hand.connect(linger_ms=0)
+        with pytest.raises(ZeroDivisionError), pub:
+            pub.publish(b"x")
+            by_hand.broker.close()
+            1 / 0  # noqa: B018 - it raises
 
     def test_a_forked_child_cannot_use_its_parents_publisher(self, endpoint: Endpoint) -> None:
         with Child(_FORKING, endpoint.address) as program:

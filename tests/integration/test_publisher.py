@@ -1,0 +1,446 @@
+"""What shared-memory publishers do beyond the contract that all transports share."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import embar_shm as es
+from embar_shm import _core
+from embar_shm.options import COPY_MODES, WAIT_MODES
+from embar_shm.testing import Child, Log, wait_until
+
+Brokers = Callable[..., es.Broker]
+Publishers = Callable[..., es.Publisher]
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"message_size": 0}, "message_size must be at least 1"),
+        ({"message_size": "1K"}, "message_size: '1K' is ambiguous"),
+        ({"message_size": 4097}, "message_size 4097 is larger than batch_size 4096"),
+        ({"batch_size": 15}, "batch_size 15 is not between 16 and 4096"),
+        ({"batch_size": 4097}, "batch_size 4097 is not between 16 and 4096"),
+        ({"batch_size": -1}, "batch_size: -1 is negative"),
+        ({"in_flight": 0}, "in_flight=0 is not a whole number"),
+        ({"in_flight": 1.5}, "in_flight=1.5 is not a whole number"),
+        ({"in_flight": 5}, "in_flight 5 is more than the 4 slots"),
+        ({"ack": 2}, "ack=2"),
+        ({"ack": None}, "ack=None"),
+        ({"linger_ms": -1}, "linger_ms=-1"),
+        ({"linger_ms": float("nan")}, "linger_ms=nan"),
+        ({"timeout": -0.1}, r"timeout=-0\.1"),
+        ({"timeout": float("inf")}, "timeout=inf"),
+        ({"timeout": "5"}, "timeout='5'"),
+        ({"connect_timeout": None}, "connect_timeout=None"),
+        ({"spin_us": -1}, "spin_us=-1"),
+        ({"wait": "sleep"}, "wait='sleep'"),
+        ({"copy": "fast"}, "copy='fast'"),
+        ({"sample_every": -1}, "sample_every=-1"),
+        ({"sample_every": True}, "sample_every=True"),
+        ({"publisher_id": 2**64}, f"publisher_id={2**64}"),
+        ({"publisher_id": -1}, "publisher_id=-1"),
+    ],
+    ids=str,
+)
+def test_an_option_that_makes_no_sense_is_refused_with_its_value(
+    make_broker: Brokers, options: dict[str, Any], says: str
+) -> None:
+    broker = make_broker()
+    with pytest.raises(es.ConfigurationError, match=says):
+        es.Publisher.connect(broker.address, **options)
+    row = broker.segment.monitor().publisher(0)
+    assert row["state"] == "free"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"slots": 0}, "slots=0"),
+        ({"slots": 4097}, "slots must be 1 to 4096"),
+        ({"slots": -1}, "slots=-1"),
+        ({"slot_size": 63}, "slot_size=63"),
+        ({"slot_size": "2M"}, "slot_size: '2M' is ambiguous"),
+        ({"slot_size": 2**31 + 1}, "64 bytes to 2 GiB"),
+        ({"max_publishers": 0}, "max_publishers=0"),
+        ({"max_publishers": 1001}, "max_publishers must be 1 to 1000"),
+        ({"wait": "sleep"}, "wait='sleep'"),
+        ({"spin_us": float("nan")}, "spin_us=nan"),
+        ({"spin_us": "50"}, "spin_us='50'"),
+    ],
+    ids=str,
+)
+def test_an_option_of_a_broker_that_makes_no_sense_is_refused_with_its_value(
+    make_broker: Brokers, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(es.ConfigurationError, match=says):
+        make_broker(**options)
+
+
+def test_a_ring_of_one_slot_can_be_used_without_any_option(make_broker: Brokers) -> None:
+    with es.Publisher.connect(make_broker(slots=1).start().address) as pub:
+        for _ in range(10):
+            pub.publish(bytes(3000))
+        pub.wait_acked()
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_committed_when_no_further_message_fits_into_batch_size(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker(slots=4, slot_size=4096)
+    log = Log.of(broker)
+    pub = connect(broker, batch_size=100, linger_ms=0, in_flight=4)
+    for count in range(1, 7):
+        pub.publish(bytes(20))  # 8 bytes of length, padded to 32: three fit into 96 of 100 bytes
+        assert log.take() == int(count % 3 == 0)
+    fixed = connect(broker, batch_size=100, message_size=30, linger_ms=0, in_flight=4)
+    for count in range(1, 7):
+        fixed.publish(bytes(30))
+        assert log.take() == int(count % 3 == 0)
+    assert [len(batch.messages) for batch in log.batches] == [3, 3, 3, 3]
+
+
+def test_publish_publish_many_and_reserve_keep_the_order_of_their_calls(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker()
+    log = Log.of(broker)
+    pub = connect(broker, linger_ms=0, in_flight=4)
+    pub.publish(b"1")
+    pub.publish_many(b"2345", 2)
+    pub.publish(b"6")
+    with pub.reserve(1) as view:
+        view[:] = b"7"
+    pub.publish_many(np.array([[8], [9]], dtype=np.uint8))
+    pub.publish_many(b"ab", 1)
+    pub.flush()
+    assert log.wait_for(9) == [b"1", b"23", b"45", b"6", b"7", b"\x08", b"\x09", b"a", b"b"]
+    assert [batch.seq for batch in log.batches] == [1, 2, 3, 4]  # one per kind in a row
+
+
+@pytest.mark.parametrize("copy", COPY_MODES)
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 127, 128, 129, 1000, 4096, 65536])
+def test_every_way_of_copying_delivers_the_same_bytes(
+    make_broker: Brokers, connect: Publishers, copy: Any, size: int
+) -> None:
+    broker = make_broker(slot_size=65536)
+    log = Log.of(broker)
+    bytes_of = np.random.default_rng(size).bytes
+    rows = [bytes_of(size) for _ in range(8)]
+    fixed = connect(broker, message_size=size, copy=copy, linger_ms=0, in_flight=4)
+    for row in rows[:4]:
+        fixed.publish(row)
+        log.take()
+    fixed.flush()
+    log.take()
+    any_size = connect(broker, copy=copy, linger_ms=0, in_flight=4)
+    any_size.publish_many(b"".join(rows[4:6]), size)
+    any_size.flush()
+    log.take()
+    if size + 8 <= 65536:
+        any_size.publish(rows[6])
+        any_size.publish(rows[7])
+        any_size.flush()
+        log.take()
+    assert log.messages == rows[: len(log.messages)]
+    assert len(log.messages) == (8 if size + 8 <= 65536 else 6)
+
+
+def test_copying_past_the_cache_is_counted(make_broker: Brokers, connect: Publishers) -> None:
+    broker = make_broker().start()
+    pub = connect(broker, copy="nontemporal")
+    pub.publish(bytes(1000))
+    pub.wait_acked()
+    counted = broker.segment.monitor().publisher(0)["nontemporal_batches"]
+    assert counted == (1 if _core.HAS_NONTEMPORAL else 0)
+
+
+# --- lingering ------------------------------------------------------------------------------------
+
+
+def test_lingering_commits_while_the_program_does_something_else(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker().start()
+    pub = connect(broker, linger_ms=1)
+    for count in range(1, 11):
+        pub.publish(b"x")
+        wait_until(lambda count=count: broker.stats().messages == count, "the message arrives")
+    assert pub.stats().committed == 10
+
+
+def test_lingering_commits_in_the_middle_of_publishing_without_loss(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker().start()
+    pub = connect(broker, linger_ms=0.01)
+    for _ in range(20_000):
+        pub.publish(b"x")
+    pub.wait_acked()
+    stats = broker.stats()
+    assert stats.messages == 20_000
+    assert (stats.duplicated, stats.out_of_order, stats.corrupt) == (0, 0, 0)
+
+
+def test_lingering_leaves_a_reservation_alone(make_broker: Brokers, connect: Publishers) -> None:
+    broker = make_broker().start()
+    pub = connect(broker, linger_ms=1)
+    other = connect(broker, linger_ms=1)
+    pub.publish(b"first")
+    with pub.reserve(6) as view:
+        for count in range(1, 6):  # other batches become due and are committed meanwhile
+            other.publish(b"x")
+            wait_until(lambda count=count: broker.stats().messages >= count, "lingering")
+        arrived = pub.stats().messages
+        view[:] = b"second"
+    assert arrived <= 1  # "first" may have been committed before the reservation was made
+    wait_until(lambda: pub.stats().messages == 2, "both are committed")
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broker_waits", WAIT_MODES)
+@pytest.mark.parametrize("publisher_waits", WAIT_MODES)
+def test_every_way_of_waiting_delivers_everything(
+    make_broker: Brokers, connect: Publishers, broker_waits: Any, publisher_waits: Any
+) -> None:
+    broker = make_broker(wait=broker_waits, slots=2).start()
+    pub = connect(broker, wait=publisher_waits, in_flight=1, message_size=1024)
+    for count in range(1, 201):
+        pub.publish(bytes(1024))
+        if count % 10 == 0:
+            pub.wait_acked()
+            assert broker.stats().messages == count
+    assert broker.stats().missed_wakeups == 0
+    assert broker.segment.monitor().publisher(0)["missed_wakeups"] == 0
+
+
+def test_a_full_ring_names_who_holds_its_slots(make_broker: Brokers, connect: Publishers) -> None:
+    broker = make_broker(slots=2)
+    holders = [connect(broker, linger_ms=0) for _ in range(2)]
+    for holder in holders:
+        holder.publish(b"open")
+    pub = connect(broker, timeout=0.05)
+    with pytest.raises(es.WaitTimeout) as caught:
+        pub.publish(b"x")
+    message = str(caught.value)
+    assert "2 of 2 slots are held" in message
+    for number in range(2):
+        assert f"slot {number}: publisher {number} (pid {os.getpid()}) for" in message
+    assert "0 of 2 allowed in flight" in message
+    assert f"broker (pid {os.getpid()}) has released 0 of 0 batches" in message
+
+
+def test_the_interpreter_runs_while_a_publisher_waits(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker()
+    log = Log.of(broker)
+    pub = connect(broker, message_size=4096, in_flight=1, timeout=None)
+    # The broker is Python code: with the interpreter locked it would never run.
+    thread = threading.Thread(target=log.wait_for, args=(20,))
+    thread.start()
+    for _ in range(19):
+        pub.publish(bytes(4096))
+    pub.wait_acked()
+    pub.publish(bytes(4096))
+    pub.wait_acked()
+    thread.join()
+    assert len(log.messages) == 20
+
+
+def test_the_interpreter_runs_while_a_broker_serves(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker()
+    published: list[es.PublisherStats] = []
+
+    def publish() -> None:
+        with es.Publisher.connect(broker.address) as pub:
+            pub.publish(b"x")
+            pub.wait_acked()
+            published.append(pub.stats())
+        broker.stop()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    broker.serve()
+    thread.join()
+    assert [stats.accepted for stats in published] == [1]
+
+
+def test_a_broker_serves_for_the_time_it_was_told(make_broker: Brokers) -> None:
+    broker = make_broker()
+    for _ in range(2):
+        broker.serve(timeout=0.01)  # nothing else ends it
+
+
+def test_a_second_thread_cannot_serve_the_same_broker(make_broker: Brokers) -> None:
+    broker = make_broker().start()
+    with pytest.raises(es.MisuseError, match="started already"):
+        broker.start()
+
+    def refused() -> bool:
+        try:
+            broker.serve(timeout=0)
+        except es.MisuseError:
+            return True
+        return False  # the background thread was not there yet
+
+    wait_until(refused, "the background thread serves")
+
+
+def test_close_waits_for_a_thread_of_the_program_that_serves(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    """Two threads in one broker would accept a batch twice."""
+    broker = make_broker()
+    thread = threading.Thread(target=broker.serve)
+    thread.start()
+    pub = connect(broker)
+    pub.publish(b"x")
+    pub.wait_acked()  # it serves
+    broker.close()
+    still_serving = broker._serving.locked()
+    thread.join()
+    assert not still_serving
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linger_ms", [0, 0.01], ids=["flushed", "lingering"])
+def test_threads_that_share_a_publisher_lose_nothing(
+    make_broker: Brokers, connect: Publishers, linger_ms: float
+) -> None:
+    broker = make_broker().start()
+    pub = connect(broker, linger_ms=linger_ms)
+    rows: Any = np.zeros((10, 100), dtype=np.uint8)
+
+    def publish() -> None:
+        for _ in range(500):
+            pub.publish(b"one")
+            pub.publish_many(rows)
+        pub.wait_acked()
+
+    threads = [threading.Thread(target=publish) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = broker.stats()
+    assert (stats.messages, stats.payload_bytes) == (11_000, 2 * 500 * (3 + 10 * 100))
+    assert (stats.duplicated, stats.out_of_order, stats.corrupt) == (0, 0, 0)
+    assert pub.stats().messages == 11_000
+
+
+def test_messages_of_threads_that_share_a_publisher_stay_whole_and_in_order(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker()
+    log = Log.of(broker)
+    pub = connect(broker, timeout=None, message_size=512)
+
+    def publish(thread: int) -> None:
+        for number in range(200):
+            pub.publish(bytes([thread]) * 508 + number.to_bytes(4, "little"))
+
+    threads = [threading.Thread(target=publish, args=(thread,)) for thread in range(2)]
+    for thread in threads:
+        thread.start()
+    messages = log.wait_for(400)
+    for thread in threads:
+        thread.join()
+    for number in range(2):
+        own = [message for message in messages if message[0] == number]
+        assert [message[:508] for message in own] == [bytes([number]) * 508] * 200
+        assert [int.from_bytes(message[508:], "little") for message in own] == list(range(200))
+
+
+def test_a_publisher_that_another_thread_keeps_busy_is_a_timeout(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    broker = make_broker()
+    pub = connect(broker, message_size=4096, in_flight=1, timeout=0.2, linger_ms=0)
+    pub.publish(bytes(4096))
+    caught: list[str] = []
+
+    def publish() -> None:
+        try:
+            pub.publish(bytes(4096))
+        except es.WaitTimeout as error:
+            caught.append(error.message)
+
+    threads = [threading.Thread(target=publish) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(caught) == 2
+    assert any("came free" in message for message in caught)  # the one that waits for the broker
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_a_publisher_that_nobody_closed_is_warned_about_and_closed(make_broker: Brokers) -> None:
+    broker = make_broker().start()
+    pub = es.Publisher.connect(broker.address, linger_ms=0)
+    pub.publish(b"x")
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del pub
+        gc.collect()
+    wait_until(lambda: broker.stats().messages == 1, "its batch is committed")
+    wait_until(lambda: broker.stats().publishers == 0, "its row is free")
+
+
+def test_a_publisher_that_is_not_closed_at_exit_commits_its_batch(
+    make_broker: Brokers, run_child: Callable[..., Child]
+) -> None:
+    broker = make_broker().start()
+    child = run_child(
+        """
+        import sys
+        import embar_shm as es
+
+        pub = es.Publisher.connect(sys.argv[1], linger_ms=0)
+        pub.publish(b"x")
+        """,
+        broker.address,
+    )
+    assert child.wait() == 0
+    assert child.errors == ""
+    wait_until(lambda: broker.stats().messages == 1, "the batch arrives")
+    wait_until(lambda: broker.stats().publishers == 0, "the row is free")
+    assert broker.stats().reaped_publishers == 0  # it left in order
+
+
+def test_a_closed_publisher_does_not_hold_a_descriptor_of_the_ring(make_broker: Brokers) -> None:
+    broker = make_broker().start()
+    path = broker.segment.name.path.resolve()
+
+    def descriptors() -> int:
+        gc.collect()
+        return sum(link.resolve() == path for link in Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    pub = es.Publisher.connect(broker.address)
+    assert descriptors() > before
+    pub.close()
+    del pub
+    assert descriptors() == before
