@@ -37,7 +37,8 @@ class Worker:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._pending = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embar_shm.bench.worker"],
+            # -P: the installed package, not a folder of the same name where the command runs
+            [sys.executable, "-P", "-m", "embar_shm.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
