@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from embar_shm.broker import Broker, BrokerStats
 from embar_shm.errors import (
+    BatchRefused,
     BrokerExists,
     BrokerGone,
     BufferTypeError,
@@ -36,6 +37,7 @@ from embar_shm.publisher import Publisher
 from embar_shm.transports.base import PublisherStats
 
 __all__ = [
+    "BatchRefused",
     "Broker",
     "BrokerExists",
     "BrokerGone",

@@ -15,7 +15,7 @@ from embar_shm import _core, lifecycle
 from embar_shm.address import RingName
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
-from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size
+from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size, whole
 from embar_shm.segment import Geometry, Segment
 
 __all__ = ["Broker", "BrokerStats"]
@@ -79,8 +79,20 @@ class Broker:
         """
         mode = choose("wait", wait, WAIT_MODES)
         spin_us = number("spin_us", spin_us)
-        geometry = Geometry.plan(slots, size("slot_size", slot_size), max_publishers)
-        segment = Segment.create(RingName.parse(name), geometry, replace_dead=replace_dead)
+        geometry = Geometry.plan(
+            whole("slots", slots, 1, _core.MAX_SLOTS),
+            size("slot_size", slot_size),
+            whole("max_publishers", max_publishers, 1, _core.MAX_PUBLISHERS),
+        )
+        ring = RingName.parse(name)
+        with lifecycle.signals_held():  # until somebody is there who unlinks the segment
+            return cls._create(ring, geometry, mode, spin_us, replace_dead)
+
+    @classmethod
+    def _create(
+        cls, ring: RingName, geometry: Geometry, mode: int, spin_us: float, replace_dead: bool
+    ) -> Self:
+        segment = Segment.create(ring, geometry, replace_dead=replace_dead)
         try:
             core = _core.BrokerCore(
                 segment.memory, segment.lock_fd, mode, spin_us, available_cpus()
@@ -113,6 +125,8 @@ class Broker:
         KeyboardInterrupt on Ctrl-C, `CorruptSegment` when the ring's words make no sense, and
         `MisuseError` when another thread is serving.
         """
+        if timeout is not None:
+            timeout = number("timeout", timeout)
         core = self._open_core()
         if not self._serving.acquire(blocking=False):
             raise MisuseError(f"another thread is serving {self.name} already")
@@ -167,7 +181,7 @@ class Broker:
             duplicated=c["duplicated"],
             out_of_order=c["out_of_order"],
             corrupt=c["corrupt"],
-            in_flight=c["tail"] - c["released"],
+            in_flight=max(c["tail"], c["head"]) - c["released"],
             publishers=c["attached"],
             reaped_publishers=c["reaped_publishers"],
             reaped_slots=c["reaped_slots"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from embar_shm import _core
 from embar_shm.errors import (
+    BatchRefused,
     BrokerGone,
     BufferTypeError,
     ClosedError,
@@ -16,7 +17,6 @@ from embar_shm.errors import (
     MessageSizeError,
     MisuseError,
     NotEnoughSpace,
-    PeerError,
     WaitTimeout,
 )
 from embar_shm.segment import Segment
@@ -26,7 +26,6 @@ __all__ = ["buffer_error", "publisher_error", "publisher_timeout", "table_full"]
 _FAULTS = {
     1: "its header is damaged",
     2: "a batch before it is missing",
-    3: "it refers to a slot that is not its own",
 }
 _HOLDERS_SHOWN = 8
 
@@ -39,6 +38,8 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
     """
     segment: Segment = core.context
     name = segment.name
+    if failure := getattr(segment, "failure", None):  # of a connection over a network
+        return BrokerGone(f"{failure.message}{_missing(core, size)}", failure.hint)
     match status:
         case "empty":
             return MessageSizeError(
@@ -70,6 +71,11 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
                 f"a reservation on {name} is open",
                 "leave its 'with' block before publishing, flushing or reserving again",
             )
+        case "in_use":
+            return MisuseError(
+                f"a signal handler uses the publisher on {name} in the middle of another call",
+                "set a flag in the handler, and act on it outside",
+            )
         case "not_reserved":
             return MisuseError(f"this reservation on {name} has ended already")
         case "broker_stopped":
@@ -82,7 +88,7 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
         case "faulted":
             row = segment.monitor().publisher(core.index)
             why = _FAULTS.get(row["fault"], f"fault {row['fault']}")
-            return PeerError(
+            return BatchRefused(
                 f"the broker {name} refused batch {row['fault_seq']} of this publisher: {why}",
                 "some process wrote into memory that is not its own; connect again",
             )
@@ -115,7 +121,7 @@ def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: fl
     return WaitTimeout(
         f"no slot of {name} came free within {waited:.3g} s ({own}; {_holders(segment)}); "
         f"the broker (pid {control['broker_pid']}) has released {control['released']} of "
-        f"{control['tail']} batches",
+        f"{max(control['tail'], control['head'])} batches",
         "look at the processes named here; more slots or a larger in_flight help only if they "
         "are alive and busy",
     )
@@ -141,6 +147,12 @@ def table_full(segment: Segment) -> EmbarError:
     monitor = segment.monitor()
     rows = [monitor.publisher(i) for i in range(segment.geometry.max_publishers)]
     pids = sorted({row["pid"] for row in rows if row["state"] == "active"})
+    if not pids:
+        return NotEnoughSpace(
+            f"all {len(rows)} places for publishers on {segment.name} are taken by processes that "
+            "are connecting or leaving",
+            "try again; if it stays like this, look for stopped processes",
+        )
     shown = ", ".join(map(str, pids[:_HOLDERS_SHOWN])) + (", ..." if len(pids) > 8 else "")
     leaving = sum(row["state"] == "closed" for row in rows)
     also = f" ({leaving} of them left, and the broker has not noticed)" if leaving else ""

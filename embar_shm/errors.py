@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BatchRefused",
     "BrokerExists",
     "BrokerGone",
     "BufferTypeError",
@@ -85,6 +86,12 @@ class PeerError(EmbarError):
 
 class BrokerGone(PeerError):
     """The broker stopped or died. Unacknowledged batches may be lost: connect to a new one."""
+
+
+class BatchRefused(PeerError):
+    """The broker found a batch of this publisher damaged, or one before it missing."""
+
+    exit_code = 3
 
 
 class IncompatibleSegment(PeerError):

@@ -5,7 +5,8 @@
   (their segment is unlinked).
 - SIGTERM, as long as a broker is open and the program has no handler of its own: ends
   `Broker.serve` in the main thread, which then returns; where the main thread is elsewhere, raises
-  SystemExit(143) there, so that ``with`` blocks and exit handlers unlink.
+  SystemExit(143) there, so that ``with`` blocks and exit handlers unlink. Only a main thread can
+  install a handler: where all brokers are created in other threads, the program needs one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,18 @@ import signal
 import threading
 import traceback
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
-__all__ = ["Participant", "register_broker", "register_publisher", "unregister_broker"]
+__all__ = [
+    "Participant",
+    "register_broker",
+    "register_publisher",
+    "signals_held",
+    "unregister_broker",
+]
 
 
 class Participant(Protocol):
@@ -54,6 +63,16 @@ def register_broker(broker: _Broker) -> None:
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ):
         signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Holds SIGTERM and SIGINT back in this thread, so that nothing half made is left behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def unregister_broker(broker: _Broker) -> None:

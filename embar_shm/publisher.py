@@ -104,15 +104,13 @@ class Publisher:
         scheme, rest = split_address(address)
         choose("wait", wait, WAIT_MODES)
         choose("copy", copy, COPY_MODES)
-        if ack not in (0, 1):
-            raise ConfigurationError(f"ack={ack!r} does not exist", "choose 0 or 1")
         if publisher_id is None:
             publisher_id = int.from_bytes(os.urandom(8))
         options = PublisherOptions(
             message_size=None if message_size is None else size("message_size", message_size),
             batch_size=None if batch_size is None else size("batch_size", batch_size),
             in_flight=None if in_flight is None else whole("in_flight", in_flight, 1, 4096),
-            ack=ack,
+            ack=whole("ack", ack, 0, 1),
             linger_ms=number("linger_ms", linger_ms),
             timeout=None if timeout is None else number("timeout", timeout),
             connect_timeout=number("connect_timeout", connect_timeout),
@@ -131,7 +129,8 @@ class Publisher:
 
         `messages` is a C-contiguous 2-D array (shape: messages x values of a message) or, with
         `message_size` in bytes (default: the publisher's), any buffer of a multiple of it. Blocks
-        and raises like `publish`; when it raises, a prefix of the messages may have been appended.
+        and raises like `publish`; `timeout` is for each batch. When it raises after it began, the
+        exception's attribute `appended` tells how many messages are in batches already.
         """
         self._link.publish_many(messages, message_size)
 

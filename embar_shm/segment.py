@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from embar_shm.errors import (
 )
 from embar_shm.units import format_size
 
-__all__ = ["Geometry", "Segment", "boot_id", "prefault_memory", "remove_dead"]
+__all__ = ["Geometry", "Segment", "boot_id", "not_enough_space", "prefault_memory", "remove_dead"]
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
@@ -76,6 +77,43 @@ class Geometry:
                 f"no segment can have slots={slots}, slot_size={slot_bytes}, "
                 f"max_publishers={max_publishers}: {error}"
             ) from None
+
+
+class _LivenessDescriptors:
+    """The descriptors whose locks say that this process is alive; a fork must not keep them open.
+
+    They are known from the moment they are opened, whatever becomes of the object they are for.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._lock = threading.Lock()  # held across a fork: no descriptor is half known
+        os.register_at_fork(
+            before=self._lock.acquire,
+            after_in_parent=self._lock.release,
+            after_in_child=self._drop_all,
+        )
+
+    def open(self, name: RingName) -> int:
+        with self._lock:
+            fd = _open(name)
+            self._open.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        with self._lock:
+            if fd in self._open:  # else a fork has closed it
+                self._open.remove(fd)
+                os.close(fd)
+
+    def _drop_all(self) -> None:
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
+        self._lock.release()
+
+
+_liveness = _LivenessDescriptors()
 
 
 def boot_id() -> str:
@@ -143,7 +181,7 @@ class Segment:
             if lock_fd >= 0 or _core.try_lock(made.fd, _core.BROKER_LOCK):
                 _unlink(name, os.fstat(made.fd).st_ino)  # without the lock it is the remover's
             if lock_fd >= 0:
-                os.close(lock_fd)
+                _liveness.close(lock_fd)
             raise
         finally:
             made.close_fd()
@@ -153,7 +191,7 @@ class Segment:
     def attach(cls, name: RingName, *, timeout: float = 0.0, prefault: bool = True) -> Segment:
         """Maps an existing segment after checking every field of its header.
 
-        Waits up to `timeout` seconds for the segment to appear. Without `prefault` the memory is
+        Waits up to `timeout` seconds for a broker to appear. Without `prefault` the memory is
         left untouched: for those who only look at the counters. Raises `NoSuchBroker`,
         `BrokerGone` when its broker left it behind, and `IncompatibleSegment` with both sides'
         values when this version cannot use it.
@@ -162,14 +200,14 @@ class Segment:
         while True:
             try:
                 return cls._attach_now(name, prefault)
-            except NoSuchBroker:
+            except (NoSuchBroker, BrokerGone):  # perhaps it is just being started again
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
 
     @classmethod
     def _attach_now(cls, name: RingName, prefault: bool) -> Segment:
-        lock_fd = _open(name)
+        lock_fd = _liveness.open(name)
         try:
             size = _await_creation(name, lock_fd)
             mapped = _open(name)
@@ -190,7 +228,7 @@ class Segment:
             if prefault:
                 prefault_memory(memory)
         except BaseException:
-            os.close(lock_fd)
+            _liveness.close(lock_fd)
             raise
         return cls(name, memory, geometry, lock_fd, inode)
 
@@ -207,12 +245,12 @@ class Segment:
     def close(self) -> None:
         """Drops the liveness lock. The mapping goes with the last object that uses it."""
         if self.lock_fd >= 0:
-            os.close(self.lock_fd)
+            _liveness.close(self.lock_fd)
             self.lock_fd = -1
 
     def after_fork_in_child(self) -> None:
-        """A child shares the lock's open file description; it must not keep its parent alive."""
-        self.close()
+        """The lock's descriptor is closed already: a child must not keep its parent alive."""
+        self.lock_fd = -1
 
 
 def _unlink(name: RingName, inode: int) -> None:
@@ -250,6 +288,12 @@ def _await_creation(name: RingName, fd: int) -> int:
         complete = size >= _core.SEGMENT_HEADER_BYTES and os.pread(fd, 8, 0) != bytes(8)
         if complete:
             return size
+        if 0 < size < _core.SEGMENT_HEADER_BYTES:  # it gets its whole size in one step
+            raise IncompatibleSegment(
+                f"{name.path} is truncated: it has {size} bytes, a header alone "
+                f"{_core.SEGMENT_HEADER_BYTES}",
+                f"it is not ours, or somebody cut it; if nobody uses it, remove {name.path}",
+            )
         now = time.monotonic()
         if _core.is_locked(fd, _core.BROKER_LOCK):
             locked = now
@@ -283,7 +327,10 @@ def _validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
         expect("feature bits", f"{header['features']:#x}", f"{_core.FEATURES:#x}")
         expect("boot id", header["boot_id"].decode("ascii", "replace"), boot_id())
         expect("name", header["name"].decode("ascii", "replace"), str(name))
-        expect("total size", header["total_bytes"], size)
+        if header["total_bytes"] != size:
+            wrong.append(
+                f"size: the header says {header['total_bytes']}, the file has {size} bytes"
+            )
         try:
             planned = _core.plan(header["slots"], header["slot_bytes"], header["max_publishers"])
         except ValueError as error:
@@ -308,14 +355,14 @@ def _lock_as_broker(name: RingName, inode: int) -> int:
     Once the lock is held, `remove_dead` of others leaves the name alone: look at it after that.
     """
     try:
-        fd = _open(name)
+        fd = _liveness.open(name)
         try:
             if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.stat().st_ino == inode:
                 return fd
         except BaseException:
-            os.close(fd)
+            _liveness.close(fd)
             raise
-        os.close(fd)
+        _liveness.close(fd)
     except (NoSuchBroker, FileNotFoundError):
         pass  # removed, as if it had been left behind
     raise _LostRace(f"somebody else became the broker of {name} at the same moment", "try again")
@@ -331,16 +378,23 @@ def _reserve(name: RingName, fd: int, geometry: Geometry) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise _resource_error(name, error) from error
-        space = os.statvfs(SHM_DIRECTORY)
-        need = -(-geometry.total_bytes // 2**20)
-        raise NotEnoughSpace(
-            f"the ring {name} needs {need} MiB of shared memory "
-            f"({geometry.slots} slots of {format_size(geometry.slot_bytes)}), {SHM_DIRECTORY} has "
-            f"{space.f_bavail * space.f_frsize // 2**20} MiB free of "
-            f"{space.f_blocks * space.f_frsize // 2**20} MiB",
-            "use fewer or smaller slots, or raise the limit: 'mount -o remount,size=SIZE "
-            f"{SHM_DIRECTORY}' as root, or --shm-size=SIZE for a container",
+        raise not_enough_space(
+            f"the ring {name}",
+            geometry.total_bytes,
+            f"{geometry.slots} slots of {format_size(geometry.slot_bytes)}",
         ) from None
+
+
+def not_enough_space(what: str, needed: int, why: str) -> NotEnoughSpace:
+    """The error for too little shared memory: how much is needed, and how to get it."""
+    space = os.statvfs(SHM_DIRECTORY)
+    return NotEnoughSpace(
+        f"{what} needs {-(-needed // 2**20)} MiB of shared memory ({why}), {SHM_DIRECTORY} has "
+        f"{space.f_bavail * space.f_frsize // 2**20} MiB free of "
+        f"{space.f_blocks * space.f_frsize // 2**20} MiB",
+        "use fewer or smaller slots, or raise the limit: 'mount -o remount,size=SIZE "
+        f"{SHM_DIRECTORY}' as root, or --shm-size=SIZE for a container",
+    )
 
 
 def prefault_memory(memory: mmap.mmap) -> None:

@@ -14,12 +14,13 @@ import abc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from embar_shm.options import CopyMode, WaitMode
 
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
+    import ssl
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
@@ -48,6 +49,8 @@ class PublisherOptions:
     copy: CopyMode
     sample_every: int  # 0: no stage times
     publisher_id: int
+    token: str | None = None  # tcp: shared secret
+    tls: ssl.SSLContext | None = None  # tcp: encrypts, and checks the broker's certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ class PublisherLink(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> PublisherStats:
         """The counters now."""
+
+    @abc.abstractmethod
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Histograms in ns (as `Monitor.publisher_stages`): buffer_write, send_payload, ..."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -42,7 +42,14 @@ public:
         }
         return true;
     }
-    void unlock() noexcept { held_.store(0, std::memory_order_release); }  // pairs with both try_lock*()
+    // Release: pairs with both try_lock*(). Not biased, an exchange: it also drains non-temporal stores of this CPU,
+    // which another thread may be about to commit. (Biased, membarrier or the GIL's own hand-over does.)
+    void unlock() noexcept {
+        if (biased_)
+            held_.store(0, std::memory_order_release);
+        else
+            held_.exchange(0, std::memory_order_seq_cst);
+    }
 
     // For the one thread that does not take turns.
     bool try_lock_remote() noexcept {

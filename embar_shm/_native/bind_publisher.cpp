@@ -17,6 +17,7 @@ const char* name(Status s) {
         case Status::WrongSize: return "wrong_size";
         case Status::Closed: return "closed";
         case Status::Forked: return "forked";
+        case Status::InUse: return "in_use";
         case Status::Reserved: return "reserved";
         case Status::NotReserved: return "not_reserved";
         case Status::BrokerStopped: return "broker_stopped";
@@ -63,8 +64,11 @@ public:
     class Guard {
     public:
         explicit Guard(PublisherCore& p) : p_(p) {
-            if (p.core.lock.try_lock()) [[likely]]
+            if (p.core.lock.try_lock()) [[likely]] {
+                p.owner_ = PyThread_get_thread_ident();
                 return;
+            }
+            if (p.owner_ == PyThread_get_thread_ident()) p.raise(Status::InUse);  // from a signal handler
             const u64 begin = now_ns(), deadline = deadline_after(p.timeout_);
             while (!p.core.lock.try_lock()) {
                 if (now_ns() >= deadline) p.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
@@ -75,8 +79,12 @@ public:
                 }
                 check_signals();
             }
+            p.owner_ = PyThread_get_thread_ident();
         }
-        ~Guard() { p_.core.lock.unlock(); }
+        ~Guard() {
+            p_.owner_ = 0;
+            p_.core.lock.unlock();
+        }
         Guard(const Guard&) = delete;
         Guard& operator=(const Guard&) = delete;
 
@@ -95,12 +103,16 @@ public:
             abandoned_ = false;
             s = step();
         }
-        const u64 begin = now_ns(), deadline = deadline_after(timeout_);
+        u64 begin = now_ns(), deadline = deadline_after(timeout_), seq = core.committed_seq();
         while (s == Status::NeedSlot) {
+            if (core.committed_seq() != seq) {  // a long call gets on: the timeout is for standing still
+                seq = core.committed_seq();
+                begin = now_ns(), deadline = deadline_after(timeout_);
+            }
             Wait w;
             {
                 nb::gil_scoped_release unlocked;
-                w = core.wait_space(std::min(deadline, now_ns() + kMaxSleepNs));
+                w = core.wait_space(std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
             s = step();
@@ -121,6 +133,25 @@ public:
         run([&] { return core.flush(); }, 0);
         return core.committed_seq();
     }
+    // Where a whole batch can be received; waits for a slot. Valid until end_receive() or abandon_receive().
+    nb::object begin_receive() {
+        char* place = nullptr;
+        Guard guard(*this);
+        run([&] { return core.begin_receive(place); }, 0);
+        return nb::int_(static_cast<u64>(place - buffer_.data()));
+    }
+    // The header's check is compared here: what does not come as it was sent is no batch.
+    void end_receive(nb::bytes header, u64 receive_ns) {
+        BatchHeader h;
+        if (header.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
+        std::memcpy(&h, header.c_str(), sizeof h);
+        Guard guard(*this);
+        run([&] { return core.end_receive(h, receive_ns); }, 0);
+    }
+    void abandon_receive() {
+        Guard guard(*this);
+        core.abandon_receive();
+    }
     void wait_acked(std::optional<double> timeout, std::optional<u64> seq) {
         if (!seq) seq = flush();
         if (core.state() != Status::Ok) raise(core.state());
@@ -129,7 +160,7 @@ public:
             Wait w;
             {
                 nb::gil_scoped_release unlocked;
-                w = core.wait_acked(*seq, std::min(deadline, now_ns() + kMaxSleepNs));
+                w = core.wait_acked(*seq, std::min(deadline, now_ns() + kSliceNs));
             }
             if (acked(*seq)) break;
             check_signals();
@@ -169,6 +200,7 @@ public:
     std::optional<double> timeout_;
     u64 exports_ = 0;  // live buffers of the open reservation
     u64 reservations_ = 0;
+    std::atomic<unsigned long> owner_{0};  // the thread in a call that may run signal handlers
     bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone
     Publisher core;
 
@@ -234,6 +266,9 @@ void PublisherCore::publish_many(nb::handle messages, std::optional<u64> message
         "a C-contiguous 2-D array of one message per row, or a buffer and message_size";
     MessageBuffer m(messages, kExpected);
     const auto bytes = static_cast<u64>(m.view.len);
+    if (message_size && m.view.ndim == 2 && m.view.shape[0] &&
+        *message_size != bytes / static_cast<u64>(m.view.shape[0]))
+        raise_buffer(messages, "a 2-D array whose rows have message_size bytes");
     u64 size = message_size.value_or(0);
     if (!message_size) {
         if (m.view.ndim == 2)
@@ -259,15 +294,20 @@ void PublisherCore::publish_many(nb::handle messages, std::optional<u64> message
     };
     // Small copies are shorter than giving the GIL away and getting it back.
     static constexpr u64 kCopyUnderGil = 64 * 1024;
-    if (bytes <= kCopyUnderGil) {
-        run(step, size);
-    } else {
-        run(
-            [&] {
-                nb::gil_scoped_release unlocked;
-                return step();
-            },
-            size);
+    try {
+        if (bytes <= kCopyUnderGil) {
+            run(step, size);
+        } else {
+            run(
+                [&] {
+                    nb::gil_scoped_release unlocked;
+                    return step();
+                },
+                size);
+        }
+    } catch (nb::python_error& e) {
+        e.value().attr("appended") = sent;  // so that the caller can go on from there
+        throw;
     }
 }
 
@@ -419,6 +459,11 @@ void bind_publisher(nb::module_& m) {
         .def("flush", &PublisherCore::flush, "Commits the open batch: the seq of the last committed batch (0: none).")
         .def("wait_acked", &PublisherCore::wait_acked, nb::arg("timeout").none() = nb::none(),
              nb::arg("seq").none() = nb::none(), "Waits until batch seq (all so far) is in the log.")
+        .def("begin_receive", &PublisherCore::begin_receive, nb::sig("def begin_receive(self) -> int"),
+             "Claims a slot for a batch from a network: its payload's offset in the buffer. Waits like publish.")
+        .def("end_receive", &PublisherCore::end_receive, nb::arg("header"), nb::arg("receive_ns"),
+             "Commits the batch that was received into the slot.")
+        .def("abandon_receive", &PublisherCore::abandon_receive, "Gives the slot back; nothing was received.")
         .def("close", &PublisherCore::close, "Gives the row back. Flush first.")
         .def(
             "after_fork_in_child", [](PublisherCore& p) { p.core.after_fork_in_child(); },

@@ -54,6 +54,29 @@ public:
     const Ring& ring() const noexcept { return ring_; }
     const char* corruption() const noexcept { return corruption_; }
 
+    // Looks at a ticket that is committed and not accepted yet, for a sender that accepts it only when the other side
+    // has (transports/tcp.py). => false: it is not committed, or the segment is corrupt.
+    bool peek(u64 t, Ring::Committed& where, BatchHeader& header) noexcept {
+        if (t < head_ || t - head_ >= ring_.geometry().tickets) return false;
+        const Ring::Look look = ring_.look(t, where);
+        if (look == Ring::Look::Corrupt) corruption_ = "a ticket entry and its slot word do not belong together";
+        if (look != Ring::Look::Committed) return false;
+        std::memcpy(&header, ring_.header_of(where.slot), sizeof header);
+        return true;
+    }
+    // Sleeps (one slice) until ticket t is committed, stop(), or the deadline. Touches nothing but the eventcount.
+    Wait wait_committed(u64 t, u64 deadline_ns) noexcept {
+        Control& c = ring_.control();
+        bool missed = false;
+        const Wait w = sleep_unless(
+            [&] { return ring_.is_committed(t) || stop_.load(std::memory_order_seq_cst); }, c.event, c.sleeping,
+            deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)), kMaxSleepNs, missed);
+        spin_.outcome(w == Wait::Ready);
+        if (missed) Histogram::add(c.missed_wakeups, 1);
+        return w;
+    }
+    u64 head() const noexcept { return head_; }
+
     // Accepts the next committed ticket.
     // => true: `out` tells what it was; it holds its slot until release_next(). => false: there is none, or
     // the segment is corrupt (corruption() says what).
@@ -132,10 +155,10 @@ public:
         u32 rows = 0, attached = 0;
         if (lock_fd_ < 0) return 0;
         for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
-            if (ring_.publisher(i).state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free))
-                continue;  // pairs with the release store that ends an attach
+            const auto state = static_cast<EntryState>(ring_.publisher(i).state.load(std::memory_order_acquire));
+            if (state == EntryState::Free) continue;  // pairs with the release store that ends an attach
             ++attached;
-            if (ring_.publisher(i).state.load(std::memory_order_relaxed) == static_cast<u32>(EntryState::Closed)) {
+            if (state == EntryState::Closed) {        // pairs with the store in Publisher::close()
                 if (reap_row(i)) ++rows, --attached;  // the owner's own word that it will not touch anything again
                 continue;
             }
@@ -174,15 +197,19 @@ public:
             int n = 0;
             while (n < kSweep && accept(a)) ++n;
             while (release_next()) {}
-            if (corruption_) return Result::Corrupt;
+            if (corruption_) {
+                abandon();  // nobody shall wait for what will not come
+                return Result::Corrupt;
+            }
             worked |= n > 0;
             if (stop_.load(std::memory_order_seq_cst)) {
                 if (last == kNoTicket) last = head_ + ring_.geometry().tickets;
                 if (n == 0 || head_ >= last) return Result::Stopped;
             }
             const u64 now = now_ns();
-            const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            // In this order: who calls has given a slot back first, and who waits has asked before that or sees it.
             const bool called = c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
+            const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
             if (now >= next_reap_ || called || (wanted && n == 0)) {
                 reap();
                 next_reap_ = now + kReapEveryNs;
@@ -211,6 +238,12 @@ public:
         wake_if_sleeping(ring_.control().event, ring_.control().sleeping);
     }
     void resume() noexcept { stop_.store(false, std::memory_order_seq_cst); }
+
+    // The end without accepting anything: what is committed stays where it is, and unacknowledged.
+    void abandon() noexcept {
+        ring_.control().state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
+        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) wake(ring_.publisher(i));
+    }
 
     // The end: nobody may begin another batch, what is committed is accepted, everybody is told. A batch that
     // is committed after that is not in the log, and its publisher will know.
@@ -297,7 +330,8 @@ private:
             w->store(0, std::memory_order_relaxed);
         for (auto* w : {&row.quota, &row.ack, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
             w->store(0, std::memory_order_relaxed);
-        for (auto* h : {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack})
+        for (auto* h :
+             {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack, &row.receive})
             h->reset();
     }
 

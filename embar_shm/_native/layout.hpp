@@ -188,7 +188,7 @@ enum class EntryState : u32 {
     Active = 1,  // taken; the owner holds the lock, or is dead
     Closed = 2,  // owner left in order; the broker frees the row once all its batches are released
 };
-enum class Fault : u32 { None = 0, BadHeader = 1, OutOfOrder = 2, BadSlot = 3 };
+enum class Fault : u32 { None = 0, BadHeader = 1, OutOfOrder = 2 };
 
 struct PublisherEntry {
     // Identity: written by the holder of the liveness lock; `state` also by the broker (to Free).
@@ -224,6 +224,7 @@ struct PublisherEntry {
     Histogram send_payload;  // ns: header, commit, wake
     Histogram wait_space;    // ns per batch waited for a slot (0 when none was needed)
     Histogram wait_ack;      // ns per wait_acked call
+    Histogram receive;       // ns to receive a batch from a network; written by the broker's ingest thread
 };
 static_assert(sizeof(Control) % kLine == 0 && sizeof(PublisherEntry) % kLine == 0);
 

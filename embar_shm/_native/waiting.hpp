@@ -33,6 +33,8 @@
 namespace embar {
 
 inline constexpr std::uint64_t kMaxSleepNs = 100'000'000;  // 100 ms
+// What a caller that looks at signals in between gives as deadline: longer than one sleep, which so is a whole one.
+inline constexpr std::uint64_t kSliceNs = 2 * kMaxSleepNs;
 
 inline std::uint64_t now_ns() noexcept {
     timespec t;

@@ -18,18 +18,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from embar_shm import _core, transports
-from embar_shm.address import RingName
+from embar_shm.address import SHM_DIRECTORY, RingName
 from embar_shm.bench import environment, stages
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.usage import Usage, total
 from embar_shm.config import LoadedConfig, RunConfig
 from embar_shm.errors import RunFailed
-from embar_shm.segment import Geometry, Segment, remove_dead
+from embar_shm.segment import Geometry, Segment, not_enough_space, remove_dead
+from embar_shm.units import format_size
 
 __all__ = ["Progress", "run"]
 
 _START_TIMEOUT = 60.0  # seconds all processes together may take until they are ready
+_CEILING_BYTES = 32 * 2**30  # a longer run's ceiling is measured with so much
 _POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
 
 
@@ -56,6 +58,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     begin = time.monotonic()
     geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
     rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
+    _check_space(values, geometry)
     with _clean_up(rings), Fleet() as fleet:
         brokers, publishers = _start(values, geometry, rings, fleet)
         startup_seconds = time.monotonic() - begin
@@ -64,6 +67,12 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
             copies = _Ceiling(values, fleet, publishers, watch)
             copies.measure()
             elapsed_seconds, usage = _publish(values, fleet, brokers, publishers, watch, monitors)
+            counters = _counters(monitors)
+            counters["missed_wakeups"] += sum(
+                monitor.publisher(row)["missed_wakeups"]
+                for monitor in monitors
+                for row in range(values.publishers_per_broker)
+            )
             copies.measure()
             fleet.dismiss(publishers)
             return build(
@@ -71,7 +80,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
                 started=started,
                 startup_seconds=startup_seconds,
                 elapsed_seconds=elapsed_seconds,
-                counters=_counters(monitors),
+                counters=counters,
                 copy_bytes_per_second=copies.best,
                 stages=stages.collect(monitors, values.publishers_per_broker),
                 system=usage,
@@ -220,7 +229,7 @@ class _Ceiling:
         self._publishers = publishers
         self._watch = watch
         batch = values.batch_size // values.message_size * values.message_size
-        half = values.total_messages * values.message_size / 2
+        half = min(values.total_messages * values.message_size, _CEILING_BYTES) / 2
         self._batches = max(1, round(half / batch / len(publishers)))
         self._bytes_per_pass = self._batches * batch * len(publishers)
         self._seconds = {False: 0.0, True: 0.0}
@@ -236,7 +245,9 @@ class _Ceiling:
             start_ns = time.monotonic_ns()
             for publisher in self._publishers:
                 publisher.tell(do="ceiling", batches=self._batches, nontemporal=nontemporal)
-            ended = self._fleet.gather(self._publishers, "ceiling", self._watch.deadline)
+            ended = self._fleet.gather(
+                self._publishers, "ceiling", self._watch.deadline, self._watch.tick
+            )
             self._seconds[nontemporal] += (max(e["end_ns"] for e in ended) - start_ns) / 1e9
 
     @property
@@ -254,6 +265,19 @@ def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
         if time.monotonic() >= deadline:
             raise RunFailed("the brokers did not accept everything that was committed")
         time.sleep(_POLL)
+
+
+def _check_space(values: RunConfig, geometry: Geometry) -> None:
+    """Says what the whole run needs, before the first of its rings fits and the last does not."""
+    needed = geometry.total_bytes * values.brokers
+    space = os.statvfs(SHM_DIRECTORY)
+    if needed > space.f_bavail * space.f_frsize:
+        raise not_enough_space(
+            "the run",
+            needed,
+            f"{values.brokers} brokers with {values.slots} slots of "
+            f"{format_size(values.effective_slot_size)} each",
+        )
 
 
 def _counters(monitors: list[_core.Monitor]) -> dict[str, int]:

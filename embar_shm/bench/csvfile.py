@@ -10,11 +10,12 @@ import csv
 import fcntl
 import io
 from pathlib import Path
+from typing import TextIO
 
 from embar_shm.bench.result import Result
 from embar_shm.errors import ConfigurationError
 
-__all__ = ["COLUMNS", "append_row"]
+__all__ = ["COLUMNS", "append_row", "check_file"]
 
 COLUMNS = (
     # of the original system
@@ -49,6 +50,13 @@ COLUMNS = (
 )
 
 
+def check_file(path: Path) -> None:
+    """Can a row be appended? Raises `ConfigurationError` when the file has other columns."""
+    if path.exists():
+        with path.open("r+", newline="") as file:  # writing must be possible, too
+            _read_header(path, file)
+
+
 def append_row(path: Path, result: Result) -> None:
     """Appends one row; writes the header into a new or empty file.
 
@@ -57,19 +65,24 @@ def append_row(path: Path, result: Result) -> None:
     """
     with path.open("a+", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        if header is not None and tuple(header) != COLUMNS:
-            raise ConfigurationError(
-                f"{path} is a CSV file with other columns: {','.join(header[:6])},...",
-                "choose another file for --csv",
-            )
+        header = _read_header(path, file)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if header is None:
             writer.writerow(COLUMNS)
         writer.writerow(_row(result))
         file.write(text.getvalue())
+
+
+def _read_header(path: Path, file: TextIO) -> list[str] | None:
+    file.seek(0)
+    header = next(csv.reader(file), None)
+    if header is not None and tuple(header) != COLUMNS:
+        raise ConfigurationError(
+            f"{path} is a CSV file with other columns: {','.join(header[:6])},...",
+            "choose another file for --csv",
+        )
+    return header
 
 
 def _row(result: Result) -> list[object]:

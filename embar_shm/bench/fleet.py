@@ -51,10 +51,6 @@ class Worker:
     def __str__(self) -> str:
         return f"{self.label} (pid {self._process.pid})"
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def fileno(self) -> int:
         """Readable when the process said something, or ended."""
         return self._stdout.fileno()

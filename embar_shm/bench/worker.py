@@ -110,11 +110,10 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
                     before = usage_now()
                     produce()
                     publisher.flush()
-                    sent_ns = time.monotonic_ns()
                     if spec["ack"]:
                         publisher.wait_acked()
                     end_ns = time.monotonic_ns()
-                    _say("published", sent_ns=sent_ns, end_ns=end_ns, usage=usage_since(before))
+                    _say("published", end_ns=end_ns, usage=usage_since(before))
 
 
 def _producer(publisher: Publisher, spec: dict[str, Any]) -> Callable[[], None]:

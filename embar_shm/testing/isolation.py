@@ -45,17 +45,20 @@ def leftovers(cluster: str) -> list[RingName]:
 def isolated(grace: float = _GRACE) -> Iterator[None]:
     """Checks that the block leaves nothing behind.
 
-    Looks at the rings of all clusters that `unique_cluster` named within the block, and at child
-    processes started within it. What does not go away within `grace` seconds is removed or killed;
-    unless the block raised anyway, `LeftBehind` then tells what it was.
+    Looks at the rings of all clusters that `unique_cluster` named within the block, at those of
+    ``embar-shm run`` processes that have ended, and at child processes started within it. What does
+    not go away within `grace` seconds is removed or killed; unless the block raised anyway,
+    `LeftBehind` then tells what it was.
     """
     first = len(_named)
     before = {process.pid for process in _running_children()}
+    dead_runs = _of_ended_runs()  # not ours: they were there before
     rings: list[RingName] = []
     processes: list[psutil.Process] = []
 
     def nothing_left() -> bool:
         rings[:] = [ring for cluster in _named[first:] for ring in leftovers(cluster)]
+        rings.extend(ring for ring in _of_ended_runs() if ring not in dead_runs)
         processes[:] = [process for process in _running_children() if process.pid not in before]
         return not rings and not processes
 
@@ -71,6 +74,16 @@ def isolated(grace: float = _GRACE) -> Iterator[None]:
             found = []
     if found:
         raise LeftBehind(f"left behind: {', '.join(found)}")
+
+
+def _of_ended_runs() -> list[RingName]:
+    """Rings named as ``embar-shm run`` names them, "run-pid/number", without such a process."""
+    found = []
+    for ring in existing_rings():
+        kind, _, pid = ring.cluster.partition("-")
+        if kind == "run" and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            found.append(ring)
+    return found
 
 
 def _running_children() -> list[psutil.Process]:

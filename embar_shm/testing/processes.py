@@ -34,6 +34,7 @@ class Child:
                 *wrapper,
                 sys.executable,
                 "-u",
+                "-P",
                 "-c",
                 textwrap.dedent(program),
                 *map(str, arguments),

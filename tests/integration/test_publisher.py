@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,13 @@ def test_an_option_that_makes_no_sense_is_refused_with_its_value(
     ("options", "says"),
     [
         ({"slots": 0}, "slots=0"),
-        ({"slots": 4097}, "slots must be 1 to 4096"),
+        ({"slots": 4097}, "slots=4097 is not a whole number from 1 to 4096"),
         ({"slots": -1}, "slots=-1"),
         ({"slot_size": 63}, "slot_size=63"),
         ({"slot_size": "2M"}, "slot_size: '2M' is ambiguous"),
         ({"slot_size": 2**31 + 1}, "64 bytes to 2 GiB"),
         ({"max_publishers": 0}, "max_publishers=0"),
-        ({"max_publishers": 1001}, "max_publishers must be 1 to 1000"),
+        ({"max_publishers": 1001}, "max_publishers=1001 is not a whole number from 1 to 1000"),
         ({"wait": "sleep"}, "wait='sleep'"),
         ({"spin_us": float("nan")}, "spin_us=nan"),
         ({"spin_us": "50"}, "spin_us='50'"),
@@ -444,3 +445,132 @@ def test_a_closed_publisher_does_not_hold_a_descriptor_of_the_ring(make_broker: 
     pub.close()
     del pub
     assert descriptors() == before
+
+
+# --- errors on their way, signals, restarts -------------------------------------------------------
+
+
+def test_an_error_in_a_reservation_is_not_hidden_by_an_array_it_keeps(
+    make_broker: Callable[..., es.Broker], connect: Callable[..., es.Publisher]
+) -> None:
+    broker = make_broker().start()
+    pub = connect(broker)
+    with pytest.raises(ValueError, match="of the block"), pub.reserve(8) as view:
+        array = np.frombuffer(view, np.uint8)
+        raise ValueError("of the block", array)
+    del array, view
+    pub.publish(b"the next one")
+    pub.wait_acked()
+    assert broker.stats().messages == 1
+
+
+def test_publish_many_tells_how_far_it_came(
+    make_broker: Callable[..., es.Broker], connect: Callable[..., es.Publisher]
+) -> None:
+    pub = connect(make_broker(), in_flight=2, timeout=0.05, linger_ms=0)
+    with pytest.raises(es.WaitTimeout) as caught:
+        pub.publish_many(bytes(64 * 1000), 64)
+    assert caught.value.appended == 2 * (4096 // 64)  # type: ignore[attr-defined]
+
+
+def test_the_timeout_of_publish_many_is_for_standing_still(
+    make_broker: Callable[..., es.Broker], connect: Callable[..., es.Publisher]
+) -> None:
+    broker = make_broker()
+    log = Log.of(broker)
+    pub = connect(broker, timeout=2.0)
+    publishing = threading.Thread(target=pub.publish_many, args=(bytes(4096 * 30), 4096))
+    publishing.start()
+    pause = threading.Event()
+    for count in range(1, 31):  # all together it takes longer than the timeout
+        pause.wait(0.1)
+        log.wait_for(count)
+    publishing.join()
+    pub.wait_acked()
+    assert len(log.messages) == 30
+
+
+def test_a_signal_handler_that_uses_a_waiting_publisher_is_told_at_once(
+    make_broker: Callable[..., es.Broker], connect: Callable[..., es.Publisher]
+) -> None:
+    pub = connect(make_broker(), timeout=30, linger_ms=0)
+    seen: list[BaseException] = []
+
+    def handle(*_: object) -> None:
+        try:
+            pub.close()
+        except es.MisuseError as error:
+            seen.append(error)
+            raise InterruptedError from error
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError):
+            pub.publish_many(bytes(4096 * 10), 4096)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "signal handler" in str(seen[0])
+
+
+def test_connecting_waits_for_a_broker_that_is_started_again(
+    make_broker: Callable[..., es.Broker], run_child: Callable[..., Child], cluster: str
+) -> None:
+    child = run_child(
+        """
+        import sys, signal, embar_shm as es
+        broker = es.Broker.create(sys.argv[1], slots=2, slot_size=4096)
+        print("ready")
+        signal.pause()
+        """,
+        f"{cluster}/again",
+    )
+    child.expect("ready")
+    child.process.kill()
+    child.process.wait()
+    found: list[es.Publisher] = []
+    connecting = threading.Thread(
+        target=lambda: found.append(
+            es.Publisher.connect(f"shm://{cluster}/again", connect_timeout=30)
+        )
+    )
+    connecting.start()
+    make_broker("again", replace_dead=True).start()
+    connecting.join()
+    with found[0] as pub:
+        pub.publish(b"x")
+        pub.wait_acked()
+
+
+def test_a_fork_in_the_middle_of_connecting_keeps_no_lock(
+    run_child: Callable[..., Child], cluster: str
+) -> None:
+    child = run_child(
+        """
+        import os, signal, sys, threading, embar_shm as es
+        broker = es.Broker.create(sys.argv[1], slots=2, slot_size=4096, max_publishers=2).start()
+        end = threading.Event()
+        def connect():
+            while not end.is_set():
+                es.Publisher.connect(broker.address).close()
+        thread = threading.Thread(target=connect)
+        thread.start()
+        children = []
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            children.append(pid)
+        end.set()
+        thread.join()
+        with es.Publisher.connect(broker.address), es.Publisher.connect(broker.address):
+            print("both rows are free")
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        broker.close()
+        """,
+        f"{cluster}/fork",
+    )
+    child.expect("both rows are free")
+    assert child.wait() == 0, child.errors

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import psutil
 import pytest
 from command import COMMAND, SMALL, embar_shm, leftovers_of, started
 
+from embar_shm.address import RingName, existing_rings
 from embar_shm.bench.csvfile import COLUMNS
+from embar_shm.errors import EmbarError
+from embar_shm.segment import Segment
 from embar_shm.testing import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -152,10 +156,13 @@ def test_output_and_csv_hold_the_same_run(tmp_path: Path) -> None:
 def test_a_csv_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     table = tmp_path / "shopping.csv"
     table.write_text("item,price\nmilk,1\n")
-    done = embar_shm("run", *SMALL, "--csv", str(table))
+    output = tmp_path / "result.json"
+    done = embar_shm("run", *SMALL, "--csv", str(table), "--output", str(output))
     assert done.code == 2
     assert "other columns: item,price" in done.stderr
+    assert "Stages" not in done.stdout, "found out before the run"
     assert table.read_text() == "item,price\nmilk,1\n"
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
@@ -250,6 +257,43 @@ def test_a_stopped_publisher_fails_the_run_instead_of_hanging_it(tmp_path: Path)
     assert leftovers_of(process.pid) == []
 
 
+def test_a_batch_that_is_damaged_in_the_ring_is_exit_code_3() -> None:
+    with started("run", *LONG, "--no-ceiling") as process:
+        wait_until(lambda: _is_publishing(process), "the run publishes")
+        segment = Segment.attach(RingName(f"run-{process.pid}", "0"), prefault=False)
+        end = threading.Event()
+
+        def damage() -> None:
+            geometry = segment.geometry
+            while not end.is_set():
+                for slot in range(geometry.slots):
+                    at = geometry.slots_offset + slot * geometry.slot_stride
+                    segment.memory[at : at + 4] = b"oops"
+
+        damaging = threading.Thread(target=damage)
+        damaging.start()
+        try:
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            end.set()
+            damaging.join()
+            segment.close()
+    assert process.returncode == 3
+    assert "refused batch" in stderr
+    assert leftovers_of(process.pid) == []
+
+
+def test_a_run_killed_while_it_starts_leaves_nothing() -> None:
+    slow = ["--brokers", "2", "--slots", "200"]  # creating the rings takes a while
+    with started("run", *LONG, *slow, "--no-ceiling") as process:
+        wait_until(lambda: _rings_of(process.pid), "a ring is being made")
+        workers = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait(timeout=60)
+        wait_until(lambda: not any(w.is_running() for w in workers), "the workers are gone")
+    assert leftovers_of(process.pid) == []
+
+
 def test_a_small_shared_memory_says_how_much_is_needed() -> None:
     script = 'mount -t tmpfs -o size=8m tmpfs /dev/shm && exec "$@"'
     probe = subprocess.run(
@@ -260,7 +304,7 @@ def test_a_small_shared_memory_says_how_much_is_needed() -> None:
     inside = ["unshare", "-m", "sh", "-c", f"{script}; ls -A /dev/shm", "sh"]
     done = embar_shm("run", command=[*inside, *COMMAND])
     assert done.code == 1
-    assert "MiB of shared memory" in done.stderr
+    assert "the run needs 72 MiB of shared memory (4 brokers with 8 slots of 2 MiB" in done.stderr
     assert "--shm-size" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -326,10 +370,6 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 def _is_publishing(process: subprocess.Popen[str]) -> bool:
     """Have both publishers connected, and batches been accepted?"""
-    from embar_shm.address import RingName
-    from embar_shm.errors import EmbarError
-    from embar_shm.segment import Segment
-
     assert process.poll() is None, process.communicate()
     try:
         segment = Segment.attach(RingName(f"run-{process.pid}", "0"), prefault=False)
@@ -339,3 +379,7 @@ def _is_publishing(process: subprocess.Popen[str]) -> bool:
         return segment.monitor().control()["batches"] > 100
     finally:
         segment.close()
+
+
+def _rings_of(pid: int) -> list[RingName]:
+    return [ring for ring in existing_rings() if ring.cluster == f"run-{pid}"]

@@ -303,7 +303,7 @@ FIELDS = {
     "layout version": (8, "<I", _core.LAYOUT_VERSION + 1),
     "header size": (12, "<I", 8192),
     "feature bits": (16, "<Q", 0x10),
-    "total size": (24, "<Q", SMALL.total_bytes + 4096),
+    "total_bytes": (24, "<Q", SMALL.total_bytes + 4096),
     "slot_stride": (40, "<Q", SMALL.slot_stride + 4096),
     "tickets": (52, "<I", 64),
     "publishers_offset": (64, "<Q", SMALL.publishers_offset + 4096),
@@ -325,8 +325,6 @@ def ours(field: str, name: RingName) -> object:
             return _core.SEGMENT_HEADER_BYTES
         case "feature bits":
             return f"{_core.FEATURES:#x}"
-        case "total size":
-            return SMALL.total_bytes
         case "boot id":
             return boot_id()
         case "name":
@@ -382,15 +380,15 @@ def test_every_difference_is_told_at_once(segment: Segment) -> None:
     ("size", "says"),
     [
         (0, "no complete segment: 0 bytes"),
-        (100, "no complete segment: 100 bytes"),
+        (100, "truncated: it has 100 bytes, a header alone 4096"),
         (
             _core.SEGMENT_HEADER_BYTES,
-            f"total size: the segment has {SMALL.total_bytes}, this process expects 4096",
+            f"size: the header says {SMALL.total_bytes}, the file has 4096 bytes",
         ),
         (
             SMALL.total_bytes - 1,
-            f"total size: the segment has {SMALL.total_bytes}, "
-            f"this process expects {SMALL.total_bytes - 1}",
+            f"size: the header says {SMALL.total_bytes}, "
+            f"the file has {SMALL.total_bytes - 1} bytes",
         ),
     ],
 )
@@ -407,7 +405,7 @@ def test_a_truncated_segment_is_refused_with_both_sizes(
     ("content", "says"),
     [
         (b"", "no complete segment: 0 bytes"),
-        (b"hello", "no complete segment: 5 bytes"),
+        (b"hello", "truncated: it has 5 bytes, a header alone 4096"),
         (bytes(65536), "no complete segment: 65536 bytes"),
         (bytes(range(256)) * 256, "magic: the segment has 0x706050403020100, this process expects"),
     ],
@@ -771,3 +769,27 @@ class Attaching:
             raise self._error
         assert self._segment is not None
         self._segment.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_a_creation_leaves_nothing(
+    number: signal.Signals, name: RingName, run_child: Callable[..., Child]
+) -> None:
+    child = run_child(
+        """
+        import os, sys, embar_shm as es
+        from embar_shm import segment
+        prefault = segment.prefault_memory
+        def kill_first(memory):
+            os.kill(os.getpid(), int(sys.argv[2]))
+            prefault(memory)
+        segment.prefault_memory = kill_first
+        print("ready")
+        es.Broker.create(sys.argv[1], slots=2, slot_size=4096)
+        """,
+        name,
+        int(number),
+    )
+    child.expect("ready")
+    assert child.wait() != 0
+    assert leftovers(name.cluster) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -24,6 +25,7 @@ from raw_ring import (
 )
 
 from embar_shm.errors import BrokerGone
+from embar_shm.testing import wait_until
 
 # --- wake-ups: the flag is set by hand, as if somebody slept --------------------------------------
 
@@ -247,3 +249,19 @@ def test_a_stage_time_lands_in_a_bucket_at_most_a_sixteenth_above_it(age: int) -
     ((bound, samples),) = queue["buckets"]
     assert samples == 1
     assert queue["sum"] <= bound <= queue["sum"] * 17 // 16
+
+
+def test_a_wake_up_that_never_comes_is_counted() -> None:
+    """Commits as a publisher does, but wakes nobody: the broker finds it after a whole sleep."""
+    ring = RawRing()
+    broker = ring.broker()
+    serving = threading.Thread(target=broker.serve, args=(None,))
+    serving.start()
+    wait_until(lambda: ring.monitor().control()["sleeps"] > 0, "the broker sleeps")
+    claimed = ring.steps.claim(0)
+    assert claimed is not None
+    ring.steps.commit(*claimed)
+    wait_until(lambda: ring.monitor().control()["head"] == 1, "the broker finds the batch")
+    broker.stop()
+    serving.join()
+    assert ring.monitor().control()["missed_wakeups"] == 1

@@ -23,6 +23,7 @@ HIERARCHY = {
     "MessageSizeError": (errors.MisuseError, ValueError, 1),
     "BufferTypeError": (errors.MisuseError, TypeError, 1),
     "PeerError": (EmbarError, Exception, 1),
+    "BatchRefused": (errors.PeerError, Exception, 3),
     "BrokerGone": (errors.PeerError, Exception, 1),
     "IncompatibleSegment": (errors.PeerError, Exception, 1),
     "CorruptSegment": (errors.PeerError, Exception, 1),
