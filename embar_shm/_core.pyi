@@ -28,10 +28,6 @@ MAX_SLOTS: int = 4096
 
 MAX_SLOT_BYTES: int = 2147483648
 
-BATCH_MAGIC: int = 1212305989
-
-BATCH_VERSION: int = 1
-
 HAS_NONTEMPORAL: bool = True
 
 def plan(slots: int, slot_bytes: int, max_publishers: int) -> dict[str, int]:
@@ -55,9 +51,6 @@ def publish_segment(buffer: Buffer) -> None:
 
 def read_header(buffer: Buffer) -> dict[str, Any]:
     """The fields of a segment header, unchecked."""
-
-def header_check(header: bytes) -> int:
-    """What the `check` field of a batch header must be."""
 
 def publisher_lock(index: int) -> int:
     """Byte offset of the liveness lock of a publishers row."""
@@ -105,14 +98,6 @@ class Monitor:
     @property
     def max_publishers(self) -> int: ...
 
-class StageTimes:
-    """A histogram of nanoseconds in this process; one thread records."""
-
-    def __init__(self) -> None: ...
-    def record(self, ns: int) -> None: ...
-    def snapshot(self) -> dict[str, Any]:
-        """As in Monitor: count, sum, max, buckets."""
-
 class Ring(Monitor):
     """The ring's single steps (ring.hpp), for tests and tools."""
 
@@ -147,20 +132,6 @@ class BrokerCore:
     def accept(self) -> dict[str, Any] | None:
         """Accepts one batch and leaves it in its slot; None when there is none."""
 
-    def peek(self, ticket: int) -> dict[str, Any] | None:
-        """
-        Looks at a committed batch that is not accepted yet; None when there is none.
-        """
-
-    def wait_committed(self, ticket: int, timeout: float | None) -> bool:
-        """
-        Waits until a ticket is committed; False at the timeout (seconds) or after stop(). Releases the GIL.
-        """
-
-    @property
-    def head(self) -> int:
-        """The next ticket to accept."""
-
     def release(self) -> bool:
         """Releases the oldest accepted batch; False when there is none."""
 
@@ -178,9 +149,6 @@ class BrokerCore:
 
     def retire(self) -> None:
         """Tells all publishers that nothing will be accepted any more."""
-
-    def abandon(self) -> None:
-        """Tells all publishers the same, and accepts nothing."""
 
     @property
     def corruption(self) -> str | None:
@@ -226,17 +194,6 @@ class PublisherCore:
 
     def wait_acked(self, timeout: float | None = None, seq: int | None = None) -> None:
         """Waits until batch seq (all so far) is in the log."""
-
-    def begin_receive(self) -> int:
-        """
-        Claims a slot for a batch from a network: its payload's offset in the buffer. Waits like publish.
-        """
-
-    def end_receive(self, header: bytes, receive_ns: int) -> None:
-        """Commits the batch that was received into the slot."""
-
-    def abandon_receive(self) -> None:
-        """Gives the slot back; nothing was received."""
 
     def close(self) -> None:
         """Gives the row back. Flush first."""

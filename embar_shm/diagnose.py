@@ -38,8 +38,6 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
     """
     segment: Segment = core.context
     name = segment.name
-    if failure := getattr(segment, "failure", None):  # of a connection over a network
-        return BrokerGone(f"{failure.message}{_missing(core, size)}", failure.hint)
     match status:
         case "empty":
             return MessageSizeError(

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from embar_shm.options import CopyMode, WaitMode
 
 if TYPE_CHECKING:
-    import ssl
     from typing import TypeAlias
 
     from numpy.typing import NDArray
@@ -49,8 +48,6 @@ class PublisherOptions:
     copy: CopyMode
     sample_every: int  # 0: no stage times
     publisher_id: int
-    token: str | None = None  # tcp: shared secret
-    tls: ssl.SSLContext | None = None  # tcp: encrypts, and checks the broker's certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +89,6 @@ class PublisherLink(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> PublisherStats:
         """The counters now."""
-
-    @abc.abstractmethod
-    def stages(self) -> dict[str, dict[str, Any]]:
-        """Histograms in ns (as `Monitor.publisher_stages`): buffer_write, send_payload, ..."""
 
     @abc.abstractmethod
     def close(self) -> None:

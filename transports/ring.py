@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from embar_shm import _core
 from embar_shm import options as checks
@@ -150,9 +150,6 @@ class RingLink(PublisherLink):
             in_flight=self._core.in_flight,
             space_waits=row["space_waits"],
         )
-
-    def stages(self) -> dict[str, dict[str, Any]]:
-        return self._monitor.publisher_stages(self._core.index)
 
     def _flush_before_close(self) -> None:
         """Commits the open batch; raises when the broker is not there any more."""

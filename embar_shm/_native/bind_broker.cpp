@@ -40,32 +40,21 @@ public:
         Accepted a;
         if (!broker_.accept(a)) return nb::none();
         broker_.announce(a.where.owner);
-        nb::dict d = describe(a.ticket, a.where, a.header);
+        nb::dict d;
+        d["ticket"] = a.ticket;
+        d["slot"] = a.where.slot;
+        d["owner"] = a.where.owner;
         d["verdict"] = name(a.verdict);
+        d["publisher_id"] = a.header.publisher_id;
+        d["seq"] = a.header.seq;
+        d["format"] = a.header.format;
+        d["messages"] = a.header.messages;
+        d["message_size"] = a.header.message_size;
+        d["body_bytes"] = a.header.body_bytes;
+        d["payload_bytes"] = a.header.payload_bytes;
+        d["payload_offset"] = static_cast<u64>(broker_.ring().payload_of(a.where.slot) - buffer_.data());
         return d;
     }
-    // A committed batch that is not accepted yet, or None.
-    nb::object peek(u64 ticket) {
-        Ring::Committed where;
-        BatchHeader header;
-        if (!broker_.peek(ticket, where, header)) return nb::none();
-        return describe(ticket, where, header);
-    }
-    // => true: the ticket is committed. => false: the timeout is over, or stop() was called.
-    bool wait_committed(u64 ticket, std::optional<double> timeout) {
-        const u64 deadline = deadline_after(timeout);
-        for (;;) {
-            Wait w;
-            {
-                nb::gil_scoped_release unlocked;
-                w = broker_.wait_committed(ticket, std::min(deadline, now_ns() + kSliceNs));
-            }
-            check_signals();
-            if (broker_.ring().is_committed(ticket)) return true;
-            if (w == Wait::Ready || now_ns() >= deadline) return false;
-        }
-    }
-    u64 head() const { return broker_.head(); }
     bool release() { return broker_.release_next(); }
     u32 reap() { return broker_.reap(); }
     bool reap_row(u32 i) {
@@ -75,29 +64,11 @@ public:
     void stop() { broker_.stop(); }
     void resume() { broker_.resume(); }
     void retire() { broker_.retire(); }
-    void abandon() { broker_.abandon(); }
     std::optional<std::string> corruption() const {
         return broker_.corruption() ? std::optional<std::string>(broker_.corruption()) : std::nullopt;
     }
 
 private:
-    nb::dict describe(u64 ticket, const Ring::Committed& where, const BatchHeader& header) const {
-        nb::dict d;
-        d["ticket"] = ticket;
-        d["slot"] = where.slot;
-        d["owner"] = where.owner;
-        d["publisher_id"] = header.publisher_id;
-        d["seq"] = header.seq;
-        d["format"] = header.format;
-        d["messages"] = header.messages;
-        d["message_size"] = header.message_size;
-        d["body_bytes"] = header.body_bytes;
-        d["payload_bytes"] = header.payload_bytes;
-        d["header_offset"] = static_cast<u64>(broker_.ring().header_of(where.slot) - buffer_.data());
-        d["payload_offset"] = static_cast<u64>(broker_.ring().payload_of(where.slot) - buffer_.data());
-        return d;
-    }
-
     HeldBuffer buffer_;
     Broker broker_;
 };
@@ -114,19 +85,12 @@ void bind_broker(nb::module_& m) {
              "Accepts, releases, reaps; 'stopped', 'timeout' (seconds) or 'corrupt'. Releases the GIL.")
         .def("accept", &BrokerCore::accept, nb::sig("def accept(self) -> dict[str, Any] | None"),
              "Accepts one batch and leaves it in its slot; None when there is none.")
-        .def("peek", &BrokerCore::peek, nb::arg("ticket"),
-             nb::sig("def peek(self, ticket: int) -> dict[str, Any] | None"),
-             "Looks at a committed batch that is not accepted yet; None when there is none.")
-        .def("wait_committed", &BrokerCore::wait_committed, nb::arg("ticket"), nb::arg("timeout").none(),
-             "Waits until a ticket is committed; False at the timeout (seconds) or after stop(). Releases the GIL.")
-        .def_prop_ro("head", &BrokerCore::head, "The next ticket to accept.")
         .def("release", &BrokerCore::release, "Releases the oldest accepted batch; False when there is none.")
         .def("reap", &BrokerCore::reap, "Frees what publishers that are gone left: how many rows.")
         .def("reap_row", &BrokerCore::reap_row, nb::arg("index"), "Frees one row whose owner is known to be gone.")
         .def("stop", &BrokerCore::stop, "Ends serve(), from any thread or signal handler.")
         .def("resume", &BrokerCore::resume, "Takes stop() back.")
         .def("retire", &BrokerCore::retire, "Tells all publishers that nothing will be accepted any more.")
-        .def("abandon", &BrokerCore::abandon, "Tells all publishers the same, and accepts nothing.")
         .def_prop_ro("corruption", &BrokerCore::corruption, "What is wrong with the segment, or None.");
 }
 

@@ -133,25 +133,6 @@ public:
         run([&] { return core.flush(); }, 0);
         return core.committed_seq();
     }
-    // Where a whole batch can be received; waits for a slot. Valid until end_receive() or abandon_receive().
-    nb::object begin_receive() {
-        char* place = nullptr;
-        Guard guard(*this);
-        run([&] { return core.begin_receive(place); }, 0);
-        return nb::int_(static_cast<u64>(place - buffer_.data()));
-    }
-    // The header's check is compared here: what does not come as it was sent is no batch.
-    void end_receive(nb::bytes header, u64 receive_ns) {
-        BatchHeader h;
-        if (header.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
-        std::memcpy(&h, header.c_str(), sizeof h);
-        Guard guard(*this);
-        run([&] { return core.end_receive(h, receive_ns); }, 0);
-    }
-    void abandon_receive() {
-        Guard guard(*this);
-        core.abandon_receive();
-    }
     void wait_acked(std::optional<double> timeout, std::optional<u64> seq) {
         if (!seq) seq = flush();
         if (core.state() != Status::Ok) raise(core.state());
@@ -459,11 +440,6 @@ void bind_publisher(nb::module_& m) {
         .def("flush", &PublisherCore::flush, "Commits the open batch: the seq of the last committed batch (0: none).")
         .def("wait_acked", &PublisherCore::wait_acked, nb::arg("timeout").none() = nb::none(),
              nb::arg("seq").none() = nb::none(), "Waits until batch seq (all so far) is in the log.")
-        .def("begin_receive", &PublisherCore::begin_receive, nb::sig("def begin_receive(self) -> int"),
-             "Claims a slot for a batch from a network: its payload's offset in the buffer. Waits like publish.")
-        .def("end_receive", &PublisherCore::end_receive, nb::arg("header"), nb::arg("receive_ns"),
-             "Commits the batch that was received into the slot.")
-        .def("abandon_receive", &PublisherCore::abandon_receive, "Gives the slot back; nothing was received.")
         .def("close", &PublisherCore::close, "Gives the row back. Flush first.")
         .def(
             "after_fork_in_child", [](PublisherCore& p) { p.core.after_fork_in_child(); },

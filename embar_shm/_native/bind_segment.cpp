@@ -43,8 +43,6 @@ void bind_segment(nb::module_& m) {
     m.attr("MAX_PUBLISHERS") = kMaxPublishers;
     m.attr("MAX_SLOTS") = kMaxSlots;
     m.attr("MAX_SLOT_BYTES") = kMaxSlotBytes;
-    m.attr("BATCH_MAGIC") = kBatchMagic;
-    m.attr("BATCH_VERSION") = kBatchVersion;
     m.attr("HAS_NONTEMPORAL") = kHasNonTemporal;
 
     m.def(
@@ -107,15 +105,6 @@ void bind_segment(nb::module_& m) {
         nb::arg("buffer"), nb::sig("def read_header(buffer: Buffer) -> dict[str, Any]"),
         "The fields of a segment header, unchecked.");
 
-    m.def(
-        "header_check",
-        [](nb::bytes header) {
-            BatchHeader h;
-            if (header.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
-            std::memcpy(&h, header.c_str(), sizeof h);
-            return header_check(h);
-        },
-        nb::arg("header"), "What the `check` field of a batch header must be.");
     m.def("publisher_lock", &publisher_lock, nb::arg("index"), "Byte offset of the liveness lock of a publishers row.");
     m.def(
         "try_lock",

@@ -54,29 +54,6 @@ public:
     const Ring& ring() const noexcept { return ring_; }
     const char* corruption() const noexcept { return corruption_; }
 
-    // Looks at a ticket that is committed and not accepted yet, for a sender that accepts it only when the other side
-    // has (transports/tcp.py). => false: it is not committed, or the segment is corrupt.
-    bool peek(u64 t, Ring::Committed& where, BatchHeader& header) noexcept {
-        if (t < head_ || t - head_ >= ring_.geometry().tickets) return false;
-        const Ring::Look look = ring_.look(t, where);
-        if (look == Ring::Look::Corrupt) corruption_ = "a ticket entry and its slot word do not belong together";
-        if (look != Ring::Look::Committed) return false;
-        std::memcpy(&header, ring_.header_of(where.slot), sizeof header);
-        return true;
-    }
-    // Sleeps (one slice) until ticket t is committed, stop(), or the deadline. Touches nothing but the eventcount.
-    Wait wait_committed(u64 t, u64 deadline_ns) noexcept {
-        Control& c = ring_.control();
-        bool missed = false;
-        const Wait w = sleep_unless(
-            [&] { return ring_.is_committed(t) || stop_.load(std::memory_order_seq_cst); }, c.event, c.sleeping,
-            deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)), kMaxSleepNs, missed);
-        spin_.outcome(w == Wait::Ready);
-        if (missed) Histogram::add(c.missed_wakeups, 1);
-        return w;
-    }
-    u64 head() const noexcept { return head_; }
-
     // Accepts the next committed ticket.
     // => true: `out` tells what it was; it holds its slot until release_next(). => false: there is none, or
     // the segment is corrupt (corruption() says what).
@@ -330,8 +307,7 @@ private:
             w->store(0, std::memory_order_relaxed);
         for (auto* w : {&row.quota, &row.ack, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
             w->store(0, std::memory_order_relaxed);
-        for (auto* h :
-             {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack, &row.receive})
+        for (auto* h : {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack})
             h->reset();
     }
 

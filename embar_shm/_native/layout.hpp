@@ -224,7 +224,6 @@ struct PublisherEntry {
     Histogram send_payload;  // ns: header, commit, wake
     Histogram wait_space;    // ns per batch waited for a slot (0 when none was needed)
     Histogram wait_ack;      // ns per wait_acked call
-    Histogram receive;       // ns to receive a batch from a network; written by the broker's ingest thread
 };
 static_assert(sizeof(Control) % kLine == 0 && sizeof(PublisherEntry) % kLine == 0);
 

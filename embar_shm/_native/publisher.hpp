@@ -161,40 +161,6 @@ public:
         return full() ? commit() : Status::Ok;
     }
 
-    // --- batches that come whole, from another machine's publisher: this row stands for it ---
-
-    // Claims a slot to receive a batch into. => Ok: `place` has room for a slot's bytes. => NeedSlot, ...
-    Status begin_receive(char*& place) noexcept {
-        if (const Status s = state(); s != Status::Ok) return s;
-        if (!start_)
-            if (const Status s = claim(); s != Status::Ok) return s;
-        place = start_;
-        return Status::Ok;
-    }
-    // Commits what was received. The broker judges the header as any other.
-    Status end_receive(BatchHeader h, u64 receive_ns) noexcept {
-        if (!start_) return Status::NotReserved;
-        h.committed_ns = now_ns();  // the sender's clock may be another machine's
-        h.check = header_check(h);
-        std::memcpy(ring_.header_of(slot_), &h, sizeof h);
-        start_ = cursor_ = limit_ = nullptr;
-        if (ring_.commit(slot_, generation_) == kNoTicket) {
-            state_.store(Status::Corrupt, std::memory_order_relaxed);
-            return Status::Corrupt;
-        }
-        ++committed_;
-        Histogram::add(row_->messages, h.messages);
-        Histogram::add(row_->payload_bytes, h.payload_bytes);
-        row_->committed_seq.store(h.seq, std::memory_order_release);
-        if (wake_if_sleeping(ring_.control().event, ring_.control().sleeping)) Histogram::add(row_->wakes_sent, 1);
-        row_->receive.record(receive_ns);
-        return Status::Ok;
-    }
-    // The connection broke in the middle of a batch: the slot goes back.
-    void abandon_receive() noexcept {
-        if (start_) give_back();
-    }
-
     // Commits the open batch, if there is one with a message in it.
     Status flush() noexcept {
         if (reserved_) return Status::Reserved;

@@ -33,7 +33,9 @@ VERDICTS: Final[Mapping[Verdict, str]] = {
 }
 """Every verdict and what it means."""
 
-Group = Literal["Shared memory", "TCP sockets", "Processors", "System"]
+Group = Literal[
+    "Shared memory", "TCP sockets (for the tcp transport, planned)", "Processors", "System"
+]
 
 
 @dataclass(frozen=True, slots=True)

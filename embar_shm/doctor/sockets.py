@@ -50,27 +50,27 @@ def _finding(
 RULES: Final = (
     Rule(
         "net.core.rmem_max",
-        "TCP sockets",
+        "TCP sockets (for the tcp transport, planned)",
         "The largest receive buffer a program may ask for. The tcp transport wants one that holds "
         "whole batches; the kernel gives no more than this, and does not say so.",
         partial(_core_limit, "net.core.rmem_max"),
     ),
     Rule(
         "net.core.wmem_max",
-        "TCP sockets",
+        "TCP sockets (for the tcp transport, planned)",
         "The same for send buffers: one send() call hands over a batch at once only if it fits.",
         partial(_core_limit, "net.core.wmem_max"),
     ),
     Rule(
         "net.ipv4.tcp_rmem",
-        "TCP sockets",
+        "TCP sockets (for the tcp transport, planned)",
         "How far the kernel grows a receive buffer by itself. The tcp transport sets its own, "
         "which then do not grow: this is about the programs you compare it with.",
         partial(_tcp_limits, "net.ipv4.tcp_rmem"),
     ),
     Rule(
         "net.ipv4.tcp_wmem",
-        "TCP sockets",
+        "TCP sockets (for the tcp transport, planned)",
         "The same for send buffers: only programs that set no size depend on it.",
         partial(_tcp_limits, "net.ipv4.tcp_wmem"),
     ),

@@ -80,6 +80,6 @@ def leftovers_of(pid: int) -> list[str]:
     workers = []
     for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
         command = process.info["cmdline"] or []
-        if "embar_shm.bench.worker" in command and process.info["ppid"] in (1, pid):
+        if "embar_shm.bench.worker" in command and process.info["ppid"] == pid:
             workers.append(f"process {process.info['pid']}")
     return rings + workers

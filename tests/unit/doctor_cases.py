@@ -66,8 +66,8 @@ SHM_CASES = [
         "/dev/shm size",
         "problem",
         "64 MiB free of 64 MiB",
-        fix="sudo mount -o remount,size=143m /dev/shm",
-        why="--shm-size=143m",
+        fix="sudo mount -o remount,size=141m /dev/shm",
+        why="--shm-size=141m",
         answers=shm_with(64 * 2**20, 64 * 2**20),
     ),
     Case(
@@ -82,7 +82,7 @@ SHM_CASES = [
         "problem",
         "missing",
         files={"/dev/shm/other": None},
-        fix="sudo mkdir -p /dev/shm && sudo mount -t tmpfs -o mode=1777,size=143m tmpfs /dev/shm",
+        fix="sudo mkdir -p /dev/shm && sudo mount -t tmpfs -o mode=1777,size=141m tmpfs /dev/shm",
     ),
     Case("/dev/shm size", "warning", "ext4", files={"/proc/self/mountinfo": mountinfo("ext4 rw")}),
     Case("/dev/shm size", "unknown", answers={"space": raising(OSError(5, "Input/output error"))}),
@@ -147,7 +147,7 @@ SHM_CASES = [
     Case("RemoveIPC", "unknown", files={"/run/systemd/system/here": None}, why="not running here"),
 ]
 MEMORY_CASES = [
-    Case("memory", "ok", "16 GiB available of 32 GiB", why="71.4 MiB for rings"),
+    Case("memory", "ok", "16 GiB available of 32 GiB", why="70.2 MiB for rings"),
     Case(
         "memory",
         "warning",

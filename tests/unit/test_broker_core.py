@@ -47,7 +47,6 @@ def test_a_batch_is_accepted_with_everything_its_header_says() -> None:
         "message_size": 64,
         "body_bytes": 128,
         "payload_bytes": 128,
-        "header_offset": ring.header_at(0),
         "payload_offset": ring.header_at(0) + 4096,
     }
     assert broker.accept() is None
