@@ -59,7 +59,7 @@ SHM_CASES = [
     Case(
         "/dev/shm size",
         "note",
-        fix="sudo mount -o remount,size=1067m /dev/shm",  # what is used, and twice the rings
+        fix="sudo mount -o remount,size=1065m /dev/shm",  # what is used, and twice the rings
         answers=shm_with(100 * 2**20),
     ),
     Case(
