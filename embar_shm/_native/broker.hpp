@@ -185,7 +185,8 @@ public:
             }
             const u64 now = now_ns();
             // In this order: who calls has given a slot back first, and who waits has asked before that or sees it.
-            const bool called = c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
+            const bool called = c.look_around.load(std::memory_order_seq_cst) != 0 &&
+                                c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
             const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
             if (now >= next_reap_ || called || (wanted && n == 0)) {
                 reap();
