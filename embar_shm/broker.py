@@ -15,8 +15,9 @@ from embar_shm import _core, lifecycle
 from embar_shm.address import RingName
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
+from embar_shm.layout import Geometry
 from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size, whole
-from embar_shm.segment import Geometry, Segment
+from embar_shm.segment import Segment
 
 __all__ = ["Broker", "BrokerStats"]
 

@@ -22,11 +22,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import posix_ipc
 
@@ -35,90 +31,22 @@ from embar_shm.address import SHM_DIRECTORY, RingName, existing_rings
 from embar_shm.errors import (
     BrokerExists,
     BrokerGone,
-    ConfigurationError,
     IncompatibleSegment,
     NoSuchBroker,
     NotEnoughSpace,
     ResourceError,
 )
+from embar_shm.layout import Geometry, boot_id, validated
+from embar_shm.liveness import liveness
 from embar_shm.units import format_size
 
-__all__ = ["Geometry", "Segment", "boot_id", "not_enough_space", "prefault_memory", "remove_dead"]
+__all__ = ["Segment", "not_enough_space", "prefault_memory", "remove_dead"]
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
 _CREATE_TRIES = 10  # a creation can lose against others' `replace_dead`, but not forever
 _LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock
 _POLL = 0.002  # seconds between two looks at a segment that is being created
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Sizes and offsets of a segment in bytes; made by the native core from the first three."""
-
-    slots: int
-    slot_bytes: int
-    max_publishers: int
-    tickets: int
-    publishers_offset: int
-    tickets_offset: int
-    slot_words_offset: int
-    slots_offset: int
-    slot_stride: int
-    total_bytes: int
-
-    @classmethod
-    def plan(cls, slots: int, slot_bytes: int, max_publishers: int) -> Geometry:
-        """Raises `ConfigurationError` beyond the limits of the layout."""
-        try:
-            return cls(**_core.plan(slots, slot_bytes, max_publishers))
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"no segment can have slots={slots}, slot_size={slot_bytes}, "
-                f"max_publishers={max_publishers}: {error}"
-            ) from None
-
-
-class _LivenessDescriptors:
-    """The descriptors whose locks say that this process is alive; a fork must not keep them open.
-
-    They are known from the moment they are opened, whatever becomes of the object they are for.
-    """
-
-    def __init__(self) -> None:
-        self._open: set[int] = set()
-        self._lock = threading.Lock()  # held across a fork: no descriptor is half known
-        os.register_at_fork(
-            before=self._lock.acquire,
-            after_in_parent=self._lock.release,
-            after_in_child=self._drop_all,
-        )
-
-    def open(self, name: RingName) -> int:
-        with self._lock:
-            fd = _open(name)
-            self._open.add(fd)
-        return fd
-
-    def close(self, fd: int) -> None:
-        with self._lock:
-            if fd in self._open:  # else a fork has closed it
-                self._open.remove(fd)
-                os.close(fd)
-
-    def _drop_all(self) -> None:
-        for fd in self._open:
-            os.close(fd)
-        self._open.clear()
-        self._lock.release()
-
-
-_liveness = _LivenessDescriptors()
-
-
-def boot_id() -> str:
-    """Identifies this boot of this kernel: shared memory does not outlive it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Segment:
@@ -181,7 +109,7 @@ class Segment:
             if lock_fd >= 0 or _core.try_lock(made.fd, _core.BROKER_LOCK):
                 _unlink(name, os.fstat(made.fd).st_ino)  # without the lock it is the remover's
             if lock_fd >= 0:
-                _liveness.close(lock_fd)
+                liveness.close(lock_fd)
             raise
         finally:
             made.close_fd()
@@ -207,7 +135,7 @@ class Segment:
 
     @classmethod
     def _attach_now(cls, name: RingName, prefault: bool) -> Segment:
-        lock_fd = _liveness.open(name)
+        lock_fd = liveness.opened(lambda: _open(name))
         try:
             size = _await_creation(name, lock_fd)
             mapped = _open(name)
@@ -218,7 +146,7 @@ class Segment:
                 memory = mmap.mmap(mapped, size)
             finally:
                 os.close(mapped)
-            geometry = _validated(name, memory, size)
+            geometry = validated(name, memory, size)
             if not _core.is_locked(lock_fd, _core.BROKER_LOCK):
                 raise BrokerGone(
                     f"the broker of {name} is gone; it left {name.path} behind",
@@ -228,7 +156,7 @@ class Segment:
             if prefault:
                 prefault_memory(memory)
         except BaseException:
-            _liveness.close(lock_fd)
+            liveness.close(lock_fd)
             raise
         return cls(name, memory, geometry, lock_fd, inode)
 
@@ -245,7 +173,7 @@ class Segment:
     def close(self) -> None:
         """Drops the liveness lock. The mapping goes with the last object that uses it."""
         if self.lock_fd >= 0:
-            _liveness.close(self.lock_fd)
+            liveness.close(self.lock_fd)
             self.lock_fd = -1
 
     def after_fork_in_child(self) -> None:
@@ -311,58 +239,20 @@ def _await_creation(name: RingName, fd: int) -> int:
         time.sleep(_POLL)
 
 
-def _validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
-    """Checks the header against this version, this boot and the file; every difference is told."""
-    header: dict[str, Any] = _core.read_header(memory)
-    wrong: list[str] = []
-
-    def expect(field: str, theirs: object, ours: object) -> None:
-        if theirs != ours:
-            wrong.append(f"{field}: the segment has {theirs}, this process expects {ours}")
-
-    expect("magic", f"{header['magic']:#x}", f"{_core.MAGIC:#x}")
-    expect("layout version", header["layout_version"], _core.LAYOUT_VERSION)
-    if not wrong:  # another layout's fields would only confuse
-        expect("header size", header["header_bytes"], _core.SEGMENT_HEADER_BYTES)
-        expect("feature bits", f"{header['features']:#x}", f"{_core.FEATURES:#x}")
-        expect("boot id", header["boot_id"].decode("ascii", "replace"), boot_id())
-        expect("name", header["name"].decode("ascii", "replace"), str(name))
-        if header["total_bytes"] != size:
-            wrong.append(
-                f"size: the header says {header['total_bytes']}, the file has {size} bytes"
-            )
-        try:
-            planned = _core.plan(header["slots"], header["slot_bytes"], header["max_publishers"])
-        except ValueError as error:
-            wrong.append(f"geometry: {error}; the segment has slots={header['slots']}, "
-                         f"slot_bytes={header['slot_bytes']}, "
-                         f"max_publishers={header['max_publishers']}")  # fmt: skip
-        else:
-            for field, ours in planned.items():
-                expect(field, header[field], ours)
-            if not wrong:
-                return Geometry(**planned)
-    raise IncompatibleSegment(
-        f"{name.path} cannot be used: " + "; ".join(wrong),
-        "run broker and publishers with the same version of embar-shm, "
-        f"or remove {name.path} if no broker uses it",
-    )
-
-
 def _lock_as_broker(name: RingName, inode: int) -> int:
     """Takes the broker's lock of the segment just made; its open file description.
 
     Once the lock is held, `remove_dead` of others leaves the name alone: look at it after that.
     """
     try:
-        fd = _liveness.open(name)
+        fd = liveness.opened(lambda: _open(name))
         try:
             if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.stat().st_ino == inode:
                 return fd
         except BaseException:
-            _liveness.close(fd)
+            liveness.close(fd)
             raise
-        _liveness.close(fd)
+        liveness.close(fd)
     except (NoSuchBroker, FileNotFoundError):
         pass  # removed, as if it had been left behind
     raise _LostRace(f"somebody else became the broker of {name} at the same moment", "try again")

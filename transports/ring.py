@@ -17,8 +17,8 @@ from embar_shm import options as checks
 from embar_shm.cpus import available_cpus
 from embar_shm.diagnose import publisher_error
 from embar_shm.errors import ConfigurationError, MisuseError
+from embar_shm.layout import Geometry
 from embar_shm.options import COPY_MODES, WAIT_MODES
-from embar_shm.segment import Geometry
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:

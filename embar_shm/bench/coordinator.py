@@ -25,7 +25,8 @@ from embar_shm.bench.result import Result, build
 from embar_shm.bench.usage import Usage, total
 from embar_shm.config import LoadedConfig, RunConfig
 from embar_shm.errors import RunFailed
-from embar_shm.segment import Geometry, Segment, not_enough_space, remove_dead
+from embar_shm.layout import Geometry
+from embar_shm.segment import Segment, not_enough_space, remove_dead
 from embar_shm.units import format_size
 
 __all__ = ["Progress", "run"]

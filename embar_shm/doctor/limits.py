@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from embar_shm.config import RunConfig
-from embar_shm.segment import Geometry
+from embar_shm.layout import Geometry
 
 __all__ = ["LARGEST_BUFFER", "LIMITS", "DefaultRun", "Steps", "Verdict", "buffer_bound"]
 

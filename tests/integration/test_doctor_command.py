@@ -13,7 +13,8 @@ from command import COMMAND, embar_shm
 
 import embar_shm as es
 from embar_shm.address import RingName
-from embar_shm.segment import Geometry, Segment
+from embar_shm.layout import Geometry
+from embar_shm.segment import Segment
 from embar_shm.testing import wait_until
 
 

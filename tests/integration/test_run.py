@@ -18,7 +18,8 @@ from command import COMMAND, SMALL, embar_shm, leftovers_of, started
 from embar_shm.address import RingName, existing_rings
 from embar_shm.bench.csvfile import COLUMNS
 from embar_shm.errors import EmbarError
-from embar_shm.segment import Geometry, Segment
+from embar_shm.layout import Geometry
+from embar_shm.segment import Segment
 from embar_shm.testing import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,8 @@ import embar_shm as es
 from embar_shm import _core
 from embar_shm import segment as segment_module
 from embar_shm.address import SHM_DIRECTORY, RingName
-from embar_shm.segment import Geometry, Segment, boot_id
+from embar_shm.layout import Geometry, boot_id
+from embar_shm.segment import Segment
 from embar_shm.testing import Child, leftovers, wait_until
 
 SMALL = Geometry.plan(slots=2, slot_bytes=4096, max_publishers=4)

@@ -20,7 +20,8 @@ from stress_publisher import BATCH_SIZE, FIXED_SIZE, message
 
 from embar_shm import _core
 from embar_shm.address import RingName
-from embar_shm.segment import Geometry, Segment
+from embar_shm.layout import Geometry
+from embar_shm.segment import Segment
 
 SCRIPT = Path(__file__).with_name("stress_publisher.py")
 SLOTS, ROWS = 3, 6

@@ -13,7 +13,7 @@ from typing import Any
 
 from embar_shm import _core
 from embar_shm.address import RingName
-from embar_shm.segment import Geometry
+from embar_shm.layout import Geometry
 
 LINE = 128
 CONTROL = 4096  # behind the header page

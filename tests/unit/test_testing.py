@@ -12,7 +12,8 @@ import pytest
 import embar_shm as es
 from embar_shm import testing
 from embar_shm.address import RingName
-from embar_shm.segment import Geometry, Segment
+from embar_shm.layout import Geometry
+from embar_shm.segment import Segment
 from embar_shm.testing import (
     Child,
     LeftBehind,
@@ -86,7 +87,7 @@ def test_the_plugin_fails_a_test_that_leaves_something_behind(tmp_path: Path) ->
     module = tmp_path / "test_untidy.py"
     module.write_text(
         "import embar_shm as es\n"
-        "from embar_shm.segment import Geometry, Segment\n"
+        "from embar_shm.layout import Geometry\nfrom embar_shm.segment import Segment\n"
         "from embar_shm.address import RingName\n"
         "def test_tidy(cluster):\n"
         "    with es.Broker.create(f'{cluster}/0', slots=2, slot_size=4096):\n"
