@@ -18,14 +18,11 @@
 // that only raises, and forgets the linger thread, which the child does not have.
 #pragma once
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <limits>
-#include <thread>
 
 #include "biased_lock.hpp"
 #include "copy.hpp"
+#include "linger.hpp"
 #include "liveness.hpp"
 #include "ring.hpp"
 #include "waiting.hpp"
@@ -80,7 +77,8 @@ public:
         row.ack.store(options.ack, std::memory_order_relaxed);
         row.state.store(static_cast<u32>(EntryState::Active), std::memory_order_release);  // pairs with reap()
         ring_.control().attached.fetch_add(1, std::memory_order_relaxed);                  // a hint; reap() recounts
-        if (options.linger_ns) linger_ = new std::thread([this] { linger_loop(); });
+        if (options.linger_ns)
+            linger_ = new Linger(options.linger_ns, [this](u64 since) { return commit_lingering(since); });
     }
     ~Publisher() { stop_linger(); }
     Publisher(const Publisher&) = delete;
@@ -334,10 +332,7 @@ private:
         start_ = cursor_ = ring_.payload_of(slot_);
         opened_ns_ = end;
         nontemporal_ = use_nontemporal(options_.copy, (u64{slot_} + 1) * ring_.geometry().slot_stride);
-        if (linger_) {
-            open_since_.store(end, std::memory_order_seq_cst);
-            wake_if_sleeping(idle_event_, idle_sleeping_);
-        }
+        if (linger_) linger_->opened(end);
         return Status::Ok;
     }
 
@@ -366,7 +361,7 @@ private:
             Histogram::add(row_->nontemporal_batches, 1);
         }
         start_ = cursor_ = limit_ = nullptr;
-        open_since_.store(0, std::memory_order_relaxed);  // under the lock, as its reader is when it acts
+        if (linger_) linger_->closed();
         if (ring_.commit(slot_, generation_) == kNoTicket) {
             state_.store(Status::Corrupt, std::memory_order_relaxed);
             return Status::Corrupt;
@@ -384,7 +379,7 @@ private:
     void give_back() noexcept {
         ring_.give_back(slot_, generation_);
         start_ = cursor_ = limit_ = nullptr;
-        open_since_.store(0, std::memory_order_relaxed);
+        if (linger_) linger_->closed();
         if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) call_broker();
     }
     void call_broker() noexcept {
@@ -432,56 +427,21 @@ private:
         return best;
     }
 
-    // --- lingering ---
-
-    void linger_loop() noexcept {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals belong to the program's own threads
-        bool missed = false;
-        const auto stopping = [this] { return stop_linger_.load(std::memory_order_seq_cst); };
-        while (!stopping()) {
-            const u64 since = open_since_.load(std::memory_order_seq_cst);
-            if (since == 0) {
-                sleep_unless([&] { return stopping() || open_since_.load(std::memory_order_seq_cst) != 0; },
-                             idle_event_, idle_sleeping_, ~0ULL, 0, kIdleNs, missed);
-                continue;
-            }
-            const u64 due = since + options_.linger_ns;
-            const u64 now = now_ns();
-            if (now < due) {
-                sleep_unless(stopping, stop_event_, stop_sleeping_, due, 0, kIdleNs, missed);
-                continue;
-            }
-            bool done = false;
-            if (lock.try_lock_remote()) {
-                if (state() != Status::Ok) {
-                    lock.unlock_remote();
-                    return;
-                }
-                if (open_since_.load(std::memory_order_relaxed) != since) {
-                    done = true;
-                } else if (!reserved_) {
-                    commit();
-                    done = true;
-                }
-                lock.unlock_remote();
-            }
-            // Busy or reserved: the batch is being written to; look again soon.
-            if (!done) sleep_unless(stopping, stop_event_, stop_sleeping_, now + kRetryNs, 0, kRetryNs, missed);
-        }
+    // Commits the open batch if it still is the one opened at `since`. On the linger thread.
+    Linger::Tried commit_lingering(u64 since) noexcept {
+        if (!lock.try_lock_remote()) return Linger::Tried::Busy;
+        auto tried = Linger::Tried::Done;
+        if (state() != Status::Ok)
+            tried = Linger::Tried::Over;
+        else if (linger_->open_since() == since)
+            tried = reserved_ ? Linger::Tried::Busy : (commit(), Linger::Tried::Done);
+        lock.unlock_remote();
+        return tried;
     }
     void stop_linger() noexcept {
-        if (!linger_) return;
-        stop_linger_.store(true, std::memory_order_seq_cst);
-        wake_if_sleeping(idle_event_, idle_sleeping_);
-        wake_if_sleeping(stop_event_, stop_sleeping_);
-        linger_->join();
         delete linger_;
         linger_ = nullptr;
     }
-    static constexpr u64 kIdleNs = 10'000'000'000;
-    static constexpr u64 kRetryNs = 1'000'000;
 
     // What append() touches comes first, right behind the lock: two cache lines.
     u32 until_sample_ = 0;
@@ -511,11 +471,7 @@ private:
     PublisherOptions options_;
     SpinPolicy spin_;
 
-    std::atomic<u64> open_since_{0};  // when the open batch was claimed; 0: none
-    std::atomic<bool> stop_linger_{false};
-    std::atomic<u32> idle_event_{0}, idle_sleeping_{0};
-    std::atomic<u32> stop_event_{0}, stop_sleeping_{0};
-    std::thread* linger_ = nullptr;
+    Linger* linger_ = nullptr;  // not owned by a smart pointer: a forked child forgets it
 };
 
 }  // namespace embar
