@@ -18,11 +18,12 @@ _POLL = 0.005  # seconds between two looks at a full table
 _REAP_TIME = 2.0  # seconds a broker may take to free the row of a publisher that left or died
 
 
-def take_row(segment: Segment, lock_fd: int) -> int:
-    """Locks a free row of the table for the open file description `lock_fd`; its index.
+def take_row(segment: Segment) -> int:
+    """Locks a free row of the table for this segment's open file description; its index.
 
     Raises `NotEnoughSpace` when all rows are taken, `BrokerGone` when nobody could free one.
     """
+    lock_fd = segment.lock_fd
     monitor = segment.monitor()
     deadline = time.monotonic() + _REAP_TIME
     while True:

@@ -1,51 +1,28 @@
-"""What publishers of every transport have in common: a ring whose slots the batches are filled in.
-
-Over shared memory it is the broker's ring, over a network one of the publisher's own.
-"""
+"""A publisher that fills batches in the slots of a ring, whichever transport the ring is of."""
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from embar_shm import _core
 from embar_shm import options as checks
 from embar_shm.cpus import available_cpus
 from embar_shm.diagnose import publisher_error
 from embar_shm.errors import ConfigurationError, MisuseError
-from embar_shm.layout import Geometry
 from embar_shm.options import COPY_MODES, WAIT_MODES
+from embar_shm.segment import Segment
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:
     from embar_shm.transports.base import Message
 
-__all__ = ["RingContext", "RingLink", "batch_size_for"]
+__all__ = ["RingLink", "batch_size_for"]
 
 _MIN_BATCH = 16  # one framed message
-
-
-class RingContext(Protocol):
-    """The ring of a publisher, as `diagnose` needs it to explain an error."""
-
-    @property
-    def name(self) -> object:
-        """What messages call it."""
-
-    @property
-    def memory(self) -> mmap.mmap:
-        """The mapped ring."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Its sizes."""
-
-    def monitor(self) -> _core.Monitor:
-        """A look at its counters."""
 
 
 def batch_size_for(options: PublisherOptions, slot_bytes: int, broker: object) -> int:
@@ -70,25 +47,23 @@ class RingLink(PublisherLink):
 
     def __init__(
         self,
-        context: RingContext,
+        segment: Segment,
         options: PublisherOptions,
         *,
         batch_size: int,
         in_flight: int,
         row: int,
-        lock_fd: int,
-        incarnation: int | None = None,
     ) -> None:
-        self._context = context
-        self._monitor = context.monitor()
+        self._segment = segment
+        self._monitor = segment.monitor()
         self._last_stats: PublisherStats | None = None  # of a closed publisher
         self._core = _core.PublisherCore(
-            context=context,
-            buffer=context.memory,
+            context=segment,
+            buffer=segment.memory,
             index=row,
-            lock_fd=lock_fd,
+            lock_fd=segment.lock_fd,
             publisher_id=options.publisher_id,
-            incarnation=time.time_ns() if incarnation is None else incarnation,
+            incarnation=time.time_ns(),
             message_size=options.message_size or 0,
             batch_bytes=batch_size,
             quota=in_flight,
@@ -131,7 +106,7 @@ class RingLink(PublisherLink):
             seq = checks.whole("seq", seq, -(2**63), 2**64)
         if seq is not None and not 0 <= seq <= self._core.committed_seq:
             raise MisuseError(
-                f"batch {seq} on {self._context.name} cannot be waited for: "
+                f"batch {seq} on {self._segment.name} cannot be waited for: "
                 f"{self._core.committed_seq} batches are committed",
                 "pass what flush() returned, or no seq at all",
             )
@@ -181,14 +156,10 @@ class _Reservation(AbstractContextManager[memoryview]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with suppress(
-            BufferError
-        ):  # somebody uses the view: commit() or abort() refuses, and tells
+        with suppress(BufferError):  # still in use: commit() or abort() refuses, and tells
             self._view.release()
         if kind is None:
             self._native.commit()
             return
-        with suppress(
-            BufferError
-        ):  # the error on its way tells more; the message is dropped anyway
+        with suppress(BufferError):  # the error on its way tells more, and it is dropped anyway
             self._native.abort()

@@ -59,7 +59,6 @@ class ShmLink(RingLink):
     """A row of the broker's ring, held by its liveness lock."""
 
     def __init__(self, segment: Segment, options: PublisherOptions) -> None:
-        self._segment = segment
         slots = segment.geometry.slots
         in_flight = min(2, slots) if options.in_flight is None else options.in_flight
         if in_flight > slots:
@@ -71,8 +70,7 @@ class ShmLink(RingLink):
             options,
             batch_size=batch_size_for(options, segment.geometry.slot_bytes, segment.name),
             in_flight=in_flight,
-            row=take_row(segment, segment.lock_fd),
-            lock_fd=segment.lock_fd,
+            row=take_row(segment),
         )
 
     def close(self) -> None:

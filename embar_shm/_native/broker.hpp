@@ -32,7 +32,7 @@ struct Accepted {
 
 class Broker {
 public:
-    enum class Result { Idle, Worked, Stopped, Interrupted, Corrupt };
+    enum class Result { TimedOut, Stopped, Interrupted, Corrupt };
 
     // `lock_fd`: an open file description of the segment on which the broker's byte is locked; -1 on a
     // plain buffer (tests), where nobody is ever found dead.
@@ -167,7 +167,6 @@ public:
     // Works and sleeps until the deadline, a stop() or a signal. Comes back in time under any load.
     Result serve(u64 deadline_ns) noexcept {
         Control& c = ring_.control();
-        bool worked = false;
         u64 last = kNoTicket;  // set by stop(): what is committed by then is less than a lap ahead
         for (;;) {
             Accepted a;
@@ -178,7 +177,6 @@ public:
                 abandon();  // nobody shall wait for what will not come
                 return Result::Corrupt;
             }
-            worked |= n > 0;
             if (stop_.load(std::memory_order_seq_cst)) {
                 if (last == kNoTicket) last = head_ + ring_.geometry().tickets;
                 if (n == 0 || head_ >= last) return Result::Stopped;
@@ -193,7 +191,7 @@ public:
                 next_reap_ = now + kReapEveryNs;
                 if (called && wanted) wake_one_space_waiter();  // a slot was given back
             }
-            if (now >= deadline_ns) return worked ? Result::Worked : Result::Idle;
+            if (now >= deadline_ns) return Result::TimedOut;
             if (n > 0) continue;
             bool missed = false;
             Histogram::add(c.sleeps, 1);
@@ -226,12 +224,10 @@ public:
     // The end: nobody may begin another batch, what is committed is accepted, everybody is told. A batch that
     // is committed after that is not in the log, and its publisher will know.
     void retire() noexcept {
-        Control& c = ring_.control();
-        c.state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
+        ring_.control().state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
         Accepted a;
         while (accept(a)) release_next();
-        c.state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
-        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) wake(ring_.publisher(i));
+        abandon();
     }
 
 private:
