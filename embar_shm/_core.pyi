@@ -98,6 +98,14 @@ class Monitor:
     @property
     def max_publishers(self) -> int: ...
 
+class StageTimes:
+    """A histogram of nanoseconds in this process; one thread records."""
+
+    def __init__(self) -> None: ...
+    def record(self, ns: int) -> None: ...
+    def snapshot(self) -> dict[str, Any]:
+        """As in Monitor: count, sum, max, buckets."""
+
 class Ring(Monitor):
     """The ring's single steps (ring.hpp), for tests and tools."""
 
@@ -245,6 +253,84 @@ class Reservation:
     def is_open(self) -> bool: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+BATCH_MAGIC: int = 1212305989
+
+BATCH_VERSION: int = 1
+
+def header_check(header: bytes) -> int:
+    """What the `check` field of a batch header must be."""
+
+class ReceiverCore:
+    """
+    Brings a remote publisher's batches into a ring. One thread claims and commits; wait_accepted() and interrupt() are for any thread.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        buffer: Buffer,
+        index: int,
+        lock_fd: int,
+        publisher_id: int,
+        incarnation: int,
+        quota: int,
+        ack: int,
+        timed: bool,
+    ) -> None: ...
+    def claim(self, timeout: float | None) -> int | None:
+        """
+        Claims a slot: the offset of its body. None at the timeout (seconds) or after interrupt().
+        """
+
+    def commit(self, header: bytes, receive_ns: int) -> None:
+        """Commits the batch that was received into the slot."""
+
+    def give_back(self) -> None:
+        """Gives the slot back: the batch did not come."""
+
+    def wait_accepted(self, seq: int, timeout: float | None) -> int:
+        """
+        Waits until batch seq is accepted: how many are; fewer at the timeout (seconds) or after interrupt().
+        """
+
+    def interrupt(self) -> None:
+        """Ends all waits, until resume()."""
+
+    def resume(self) -> None: ...
+    def close(self) -> None:
+        """Gives the row back."""
+
+    @property
+    def context(self) -> Any: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def committed_seq(self) -> int: ...
+    @property
+    def accepted_seq(self) -> int: ...
+
+class RelayCore:
+    """
+    Takes batches out of a private ring. One thread calls next(), any the rest.
+    """
+
+    def __init__(self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int) -> None: ...
+    def next(self, seq: int, timeout: float | None) -> tuple[int, int, int] | None:
+        """
+        Waits for batch seq: offset of its header, offset and bytes of its body. None at the timeout (seconds), after wake(), or when it is acknowledged already.
+        """
+
+    def acknowledge(self, seq: int) -> None:
+        """Releases the batches up to seq."""
+
+    @property
+    def acknowledged(self) -> int: ...
+    def wake(self) -> None:
+        """Ends the present or next wait of next()."""
+
+    def abandon(self) -> None:
+        """Tells the publisher that nothing will be acknowledged any more."""
 
 def memory_copy(
     target: Buffer,

@@ -1,4 +1,6 @@
 // Monitor: everybody's read-only look at a ring. Ring: its single steps, for tests and tools.
+#include <memory>
+
 #include "bindings.hpp"
 #include "ring.hpp"
 
@@ -102,6 +104,7 @@ public:
         d["send_payload"] = as_dict(p.send_payload);
         d["wait_space"] = as_dict(p.wait_space);
         d["wait_ack"] = as_dict(p.wait_ack);
+        d["receive"] = as_dict(p.receive);
         return d;
     }
     // Who holds which slot: (slot, owner index or -1, generation, held for ns).
@@ -132,6 +135,17 @@ protected:
 
     HeldBuffer buffer_;
     Ring ring_;
+};
+
+// A histogram in this process, for stages that are timed in Python.
+class StageTimes {
+public:
+    StageTimes() : histogram_(std::make_unique<Histogram>()) { histogram_->reset(); }
+    void record(u64 ns) { histogram_->record(ns); }
+    nb::dict snapshot() const { return as_dict(*histogram_); }
+
+private:
+    std::unique_ptr<Histogram> histogram_;
 };
 
 class Steps : public Monitor {
@@ -181,6 +195,11 @@ void bind_ring(nb::module_& m) {
         .def("slots", &Monitor::slots, nb::sig("def slots(self) -> list[tuple[int, int, int, int]]"),
              "Per slot: (slot, owner index or -1, generation, held for ns).")
         .def_prop_ro("max_publishers", &Monitor::max_publishers);
+    nb::class_<StageTimes>(m, "StageTimes", "A histogram of nanoseconds in this process; one thread records.")
+        .def(nb::init<>())
+        .def("record", &StageTimes::record, nb::arg("ns"))
+        .def("snapshot", &StageTimes::snapshot, nb::sig("def snapshot(self) -> dict[str, Any]"),
+             "As in Monitor: count, sum, max, buckets.");
     nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")
         .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
         .def("claim", &Steps::claim, nb::arg("owner"), "Claims the first free slot: (slot, generation), or None.")

@@ -63,6 +63,8 @@ void bind_segment(nb::module_& m);
 void bind_ring(nb::module_& m);
 void bind_broker(nb::module_& m);
 void bind_publisher(nb::module_& m);
+void bind_reservation(nb::module_& m);
+void bind_network(nb::module_& m);
 void bind_ceiling(nb::module_& m);
 
 }  // namespace embar

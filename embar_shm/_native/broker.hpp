@@ -304,7 +304,8 @@ private:
             w->store(0, std::memory_order_relaxed);
         for (auto* w : {&row.quota, &row.ack, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
             w->store(0, std::memory_order_relaxed);
-        for (auto* h : {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack})
+        for (auto* h :
+             {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack, &row.receive})
             h->reset();
     }
 

@@ -224,6 +224,7 @@ struct PublisherEntry {
     Histogram send_payload;  // ns: header, commit, wake
     Histogram wait_space;    // ns per batch waited for a slot (0 when none was needed)
     Histogram wait_ack;      // ns per wait_acked call
+    Histogram receive;       // ns to receive a batch's body from a network into the slot
 };
 static_assert(sizeof(Control) % kLine == 0 && sizeof(PublisherEntry) % kLine == 0);
 

@@ -7,5 +7,7 @@ NB_MODULE(_core, m) {
     embar::bind_ring(m);
     embar::bind_broker(m);
     embar::bind_publisher(m);
+    embar::bind_reservation(m);
+    embar::bind_network(m);
     embar::bind_ceiling(m);
 }

@@ -185,6 +185,11 @@ public:
     bool is_committed(u64 t) const noexcept {  // seq_cst: the condition of the broker's eventcount
         return ticket::is_used(entry(t).load(std::memory_order_seq_cst));
     }
+    // The same for any ticket: while the broker has not released t - tickets, that one is in the entry of t.
+    bool holds(u64 t) const noexcept {
+        const u64 e = entry(t).load(std::memory_order_seq_cst);
+        return ticket::is_used(e) && ticket::lap(e) == lap_of(t);
+    }
     // What is in ticket t, the oldest the broker has not accepted? Every value is checked before use.
     Look look(u64 t, Committed& out) const noexcept {
         const u64 e = entry(t).load(std::memory_order_acquire);  // pairs with the CAS in commit()

@@ -152,11 +152,9 @@ constexpr u64 kLeastMessages = 300;
 // Even publishers send messages of one size, odd ones of any.
 PublisherOptions options_of(u32 index, u64 linger_ns) {
     PublisherOptions o;
-    o.publisher_id = 100 + index;
-    o.incarnation = 7;
     o.message_size = index % 2 ? 0 : kFixedSize;
     o.batch_bytes = kBatchBytes;
-    o.quota = kQuota;
+    o.row = {100 + index, 7, kQuota, 1, true};
     o.linger_ns = linger_ns;
     o.sample_every = 3;
     o.turns = index < 2;  // one thread publishes: the lock may be biased
@@ -185,7 +183,7 @@ private:
 
 // Publishes until `until`, leaves in order. => how many messages.
 u64 publish(Publisher& p, u64 until, bool leave_to_linger) {
-    const u64 id = p.options().publisher_id;
+    const u64 id = p.options().row.publisher_id;
     Xorshift random(id);
     u64 number = 0;
     while (now_ns() < until || number < kLeastMessages) {
@@ -449,7 +447,7 @@ void quota_then_slot() {
     Arena arena(1, kSlotBytes, 2);
     const Ring& ring = arena.ring();
     PublisherOptions o = options_of(0, 0);
-    o.quota = 1;
+    o.row.quota = 1;
     Publisher p(ring, 0, -1, o, {WaitMode::Spin, 10 * kSecond, 2});
     const char message[kFixedSize] = {};
     if (p.append(message, sizeof message) != Status::Ok || p.flush() != Status::Ok) fail("the first batch");

@@ -8,6 +8,21 @@ from typing import Any
 
 from doctor_machine import BATCH, CPU, INFINITE, NOW, PARANOID, PTRACE, THP, limits, mountinfo
 
+from embar_shm.config import RunConfig
+from embar_shm.layout import Geometry
+
+# Shared memory of a run with the default parameters: what the doctor thinks of.
+_DEFAULT = RunConfig()
+RINGS = (
+    Geometry.plan(_DEFAULT.slots, _DEFAULT.effective_slot_size, _DEFAULT.max_publishers).total_bytes
+    * _DEFAULT.brokers
+)
+
+
+def mount_size(nbytes: int) -> str:
+    """As mount(8) takes it: whole MiB, rounded up."""
+    return f"{-(-nbytes // 2**20)}m"
+
 
 @dataclass
 class Case:
@@ -59,15 +74,16 @@ SHM_CASES = [
     Case(
         "/dev/shm size",
         "note",
-        fix="sudo mount -o remount,size=1065m /dev/shm",  # what is used, and twice the rings
+        # what is used, and twice the rings
+        fix=f"sudo mount -o remount,size={mount_size(2**30 - 100 * 2**20 + 2 * RINGS)} /dev/shm",
         answers=shm_with(100 * 2**20),
     ),
     Case(
         "/dev/shm size",
         "problem",
         "64 MiB free of 64 MiB",
-        fix="sudo mount -o remount,size=141m /dev/shm",
-        why="--shm-size=141m",
+        fix=f"sudo mount -o remount,size={mount_size(2 * RINGS)} /dev/shm",
+        why=f"--shm-size={mount_size(2 * RINGS)}",
         answers=shm_with(64 * 2**20, 64 * 2**20),
     ),
     Case(
@@ -82,7 +98,8 @@ SHM_CASES = [
         "problem",
         "missing",
         files={"/dev/shm/other": None},
-        fix="sudo mkdir -p /dev/shm && sudo mount -t tmpfs -o mode=1777,size=141m tmpfs /dev/shm",
+        fix="sudo mkdir -p /dev/shm && sudo mount -t tmpfs -o "
+        f"mode=1777,size={mount_size(2 * RINGS)} tmpfs /dev/shm",
     ),
     Case("/dev/shm size", "warning", "ext4", files={"/proc/self/mountinfo": mountinfo("ext4 rw")}),
     Case("/dev/shm size", "unknown", answers={"space": raising(OSError(5, "Input/output error"))}),
@@ -147,7 +164,7 @@ SHM_CASES = [
     Case("RemoveIPC", "unknown", files={"/run/systemd/system/here": None}, why="not running here"),
 ]
 MEMORY_CASES = [
-    Case("memory", "ok", "16 GiB available of 32 GiB", why="70.2 MiB for rings"),
+    Case("memory", "ok", "16 GiB available of 32 GiB", why=f"{RINGS / 2**20:.1f} MiB for rings"),
     Case(
         "memory",
         "warning",

@@ -1,0 +1,183 @@
+// PublisherCore: a Publisher (publisher.hpp) that waits without the GIL, minds signals and raises Python's errors.
+// Its methods for Python are bound in bind_publisher.cpp, reservations in bind_reservation.cpp.
+#pragma once
+
+#include "explain.hpp"
+#include "publisher.hpp"
+
+namespace embar {
+
+class PublisherCore {
+public:
+    // `context` explains errors: embar_shm.segment.Segment. It must not refer back to this object.
+    PublisherCore(nb::object context, nb::handle buffer, u32 index, int lock_fd, u64 publisher_id, u64 incarnation,
+                  u64 message_size, u64 batch_bytes, u32 quota, u32 ack, double linger_ms, int copy, u32 sample_every,
+                  int wait_mode, double spin_us, unsigned cpus, std::optional<double> timeout)
+        : context_(std::move(context)), buffer_(buffer, true), timeout_(timeout),
+          core(checked(buffer_, index, batch_bytes, message_size, quota), index, lock_fd,
+               options(publisher_id, incarnation, message_size, batch_bytes, quota, ack, linger_ms, copy, sample_every),
+               spin_options(wait_mode, spin_us, cpus)) {}
+
+    // Throws the Python error for `status`; `size` is the message or batch number it is about.
+    [[noreturn]] void raise(Status status, u64 size = 0) { raise_status(this, status, size); }
+    [[noreturn]] void raise_timeout(const char* what, u64 seq, double waited) {
+        nb::object explain = nb::module_::import_("embar_shm.diagnose").attr("publisher_timeout");
+        raise_object(explain(nb::cast(this, nb::rv_policy::reference), what, seq, waited));
+    }
+    [[noreturn]] static void raise_buffer(nb::handle object, const char* expected) {
+        PyErr_Clear();
+        raise_object(nb::module_::import_("embar_shm.diagnose").attr("buffer_error")(object, expected));
+    }
+
+    // Holds the publisher's lock. Waits for another thread without the GIL.
+    class Guard {
+    public:
+        explicit Guard(PublisherCore& p) : p_(p) {
+            if (p.core.lock.try_lock()) [[likely]] {
+                p.owner_ = PyThread_get_thread_ident();
+                return;
+            }
+            if (p.owner_ == PyThread_get_thread_ident()) p.raise(Status::InUse);  // from a signal handler
+            const u64 begin = now_ns(), deadline = deadline_after(p.timeout_);
+            while (!p.core.lock.try_lock()) {
+                if (now_ns() >= deadline) p.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
+                {
+                    nb::gil_scoped_release unlocked;
+                    const timespec pause{0, 100'000};
+                    nanosleep(&pause, nullptr);
+                }
+                check_signals();
+            }
+            p.owner_ = PyThread_get_thread_ident();
+        }
+        ~Guard() {
+            p_.owner_ = 0;
+            p_.core.lock.unlock();
+        }
+        Guard(const Guard&) = delete;
+        Guard& operator=(const Guard&) = delete;
+
+    private:
+        PublisherCore& p_;
+    };
+
+    // Runs a step until it needs no slot; waits in between. Under the lock.
+    template <class Step>
+    void run(Step&& step, u64 size) {
+        Status s = step();
+        if (s == Status::Ok) [[likely]]
+            return;
+        if (s == Status::Reserved && abandoned_ && !exports_) {
+            core.finish_reservation(false);
+            abandoned_ = false;
+            s = step();
+        }
+        u64 begin = now_ns(), deadline = deadline_after(timeout_), seq = core.committed_seq();
+        while (s == Status::NeedSlot) {
+            if (core.committed_seq() != seq) {  // a long call gets on: the timeout is for standing still
+                seq = core.committed_seq();
+                begin = now_ns(), deadline = deadline_after(timeout_);
+            }
+            Wait w;
+            {
+                nb::gil_scoped_release unlocked;
+                w = core.wait_space(std::min(deadline, now_ns() + kSliceNs));
+            }
+            check_signals();
+            s = step();
+            if (s != Status::NeedSlot || w == Wait::Ready) continue;
+            if (const Status peer = core.peer_status(); peer != Status::Ok) raise(peer);
+            if (now_ns() >= deadline) raise_timeout("space", 0, static_cast<double>(now_ns() - begin) / 1e9);
+        }
+        if (s != Status::Ok) raise(s, size);
+    }
+
+    void publish(const char* data, u64 n) {
+        Guard guard(*this);
+        run([&] { return core.append(data, n); }, n);
+    }
+    u64 flush() {
+        Guard guard(*this);
+        run([&] { return core.flush(); }, 0);
+        return core.committed_seq();
+    }
+    void wait_acked(std::optional<double> timeout, std::optional<u64> seq) {
+        if (!seq) seq = flush();
+        if (core.state() != Status::Ok) raise(core.state());
+        const u64 begin = now_ns(), deadline = deadline_after(timeout ? timeout : timeout_);
+        for (;;) {
+            Wait w;
+            {
+                nb::gil_scoped_release unlocked;
+                w = core.wait_acked(*seq, std::min(deadline, now_ns() + kSliceNs));
+            }
+            if (acked(*seq)) break;
+            check_signals();
+            // The broker may have accepted the batch as its last act: look once more after its end.
+            if (const Status peer = core.peer_status(); peer != Status::Ok) {
+                if (acked(*seq)) break;
+                raise(peer);
+            }
+            if (w != Wait::Ready && now_ns() >= deadline)
+                raise_timeout("ack", *seq, static_cast<double>(now_ns() - begin) / 1e9);
+        }
+        core.record_ack_wait(now_ns() - begin);
+    }
+    // Throws when another thread has closed the publisher: the row may be somebody else's by now.
+    bool acked(u64 seq) {
+        const bool found = core.accepted_seq() >= seq;
+        if (core.state() != Status::Ok) raise(core.state());
+        return found;
+    }
+    void close() {
+        Guard guard(*this);
+        if (core.has_reservation()) {
+            if (exports_) throw nb::buffer_error(kViewAlive);
+            core.finish_reservation(false);
+        }
+        core.close();
+    }
+    std::string state() const { return name(core.state()); }
+    std::string peer() { return name(core.peer_status()); }
+
+    static constexpr const char* kViewAlive =
+        "a view or array of the reserved memory is still alive: it would change a batch that is committed. "
+        "Delete it (del array) before the reservation ends; this message is dropped";
+
+    nb::object context_;
+    HeldBuffer buffer_;
+    std::optional<double> timeout_;
+    u64 exports_ = 0;  // live buffers of the open reservation
+    u64 reservations_ = 0;
+    std::atomic<unsigned long> owner_{0};  // the thread in a call that may run signal handlers
+    bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone
+    Publisher core;
+
+private:
+    static Ring checked(const HeldBuffer& b, u32 index, u64 batch_bytes, u64 message_size, u32 quota) {
+        const Ring ring = ring_in(b);
+        if (index >= ring.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
+        if (batch_bytes < 16 || batch_bytes > ring.geometry().slot_bytes)
+            throw nb::value_error("batch_bytes must be 16 bytes to the size of a slot");
+        if (message_size > batch_bytes) throw nb::value_error("message_size is larger than batch_bytes");
+        if (quota < 1) throw nb::value_error("quota must be at least 1");
+        return ring;
+    }
+    static PublisherOptions options(u64 id, u64 incarnation, u64 message_size, u64 batch_bytes, u32 quota, u32 ack,
+                                    double linger_ms, int copy, u32 sample_every) {
+        if (copy < 0 || copy > 2) throw nb::value_error("copy must be 0 (auto), 1 (plain) or 2 (nontemporal)");
+        PublisherOptions o;
+        o.row = {id, incarnation, quota, ack, sample_every != 0};
+        o.message_size = message_size;
+        o.batch_bytes = batch_bytes;
+        o.linger_ns = static_cast<u64>(std::clamp(linger_ms, 0.0, 1e9) * 1e6);
+        o.copy = static_cast<CopyMode>(copy);
+        o.sample_every = sample_every;
+#if !defined(Py_GIL_DISABLED)
+        o.turns = true;
+#endif
+        return o;
+    }
+};
+
+}  // namespace embar
