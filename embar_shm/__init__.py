@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from embar_shm.broker import Broker, BrokerStats
 from embar_shm.errors import (
+    AccessDenied,
     BatchRefused,
     BrokerExists,
     BrokerGone,
     BufferTypeError,
+    CannotListen,
     ClosedError,
     ConfigurationError,
+    ConnectionLost,
     CorruptSegment,
     EmbarError,
     IncompatibleSegment,
@@ -29,6 +32,7 @@ from embar_shm.errors import (
     NoSuchBroker,
     NotEnoughSpace,
     PeerError,
+    ProtocolError,
     ResourceError,
     RunFailed,
     WaitTimeout,
@@ -37,14 +41,17 @@ from embar_shm.publisher import Publisher
 from embar_shm.transports.base import PublisherStats
 
 __all__ = [
+    "AccessDenied",
     "BatchRefused",
     "Broker",
     "BrokerExists",
     "BrokerGone",
     "BrokerStats",
     "BufferTypeError",
+    "CannotListen",
     "ClosedError",
     "ConfigurationError",
+    "ConnectionLost",
     "CorruptSegment",
     "EmbarError",
     "IncompatibleSegment",
@@ -54,6 +61,7 @@ __all__ = [
     "NoSuchBroker",
     "NotEnoughSpace",
     "PeerError",
+    "ProtocolError",
     "Publisher",
     "PublisherStats",
     "ResourceError",

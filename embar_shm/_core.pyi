@@ -203,6 +203,11 @@ class PublisherCore:
     def wait_acked(self, timeout: float | None = None, seq: int | None = None) -> None:
         """Waits until batch seq (all so far) is in the log."""
 
+    def drop_reservation(self) -> None:
+        """
+        Drops the open reservation, if there is one. BufferError while a view of it is alive.
+        """
+
     def close(self) -> None:
         """Gives the row back. Flush first."""
 
@@ -217,8 +222,6 @@ class PublisherCore:
     def accepted_seq(self) -> int: ...
     @property
     def in_flight(self) -> int: ...
-    @property
-    def has_reservation(self) -> bool: ...
     @property
     def open_messages(self) -> int: ...
     @property

@@ -64,7 +64,7 @@ def existing_rings() -> list[RingName]:
 
 
 def split_address(url: str) -> tuple[str, str]:
-    """Splits "scheme://rest". Raises `ConfigurationError` when there is no scheme."""
+    """Splits "scheme://rest". Raises `ConfigurationError` when one of them is missing."""
     scheme, _, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if not scheme or not rest:
         raise ConfigurationError(

@@ -9,15 +9,19 @@ import threading
 import warnings
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from embar_shm import _core, lifecycle
-from embar_shm.address import RingName
+from embar_shm import _core, lifecycle, transports
+from embar_shm.address import RingName, split_address
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
 from embar_shm.layout import Geometry
 from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size, whole
 from embar_shm.segment import Segment
+from embar_shm.transports.base import Listener, ListenOptions
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Broker", "BrokerStats"]
 
@@ -50,6 +54,7 @@ class Broker:
         self._segment = segment
         self._core: _core.BrokerCore | None = core
         self._monitor = segment.monitor()
+        self._listeners: list[Listener] = []
         self._serving = threading.Lock()  # held by the thread that is in serve()
         self._serving_thread: threading.Thread | None = None
         self._background: threading.Thread | None = None
@@ -118,6 +123,47 @@ class Broker:
     def segment(self) -> Segment:
         """The mapped segment."""
         return self._segment
+
+    @property
+    def is_open(self) -> bool:
+        """Has `close` not been called, and is this the process that created it?"""
+        return self._core is not None
+
+    def listen(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        insecure: bool = False,
+        socket_buffer: int | str | None = None,
+        sample_every: int = 64,
+    ) -> Listener:
+        """Lets publishers reach this broker in another way, too: "tcp://127.0.0.1:7400".
+
+        Port 0 takes a free one; the listener's `address` tells it. Its threads run until `stop()`
+        of the listener or `close` of the broker; accepting is still `serve`'s. Does not block.
+
+        token: a secret that publishers have to know. It is never sent, but batches are readable
+            on the way without `tls`, a context made by `embar_shm.tls.server_context`.
+        insecure: listen on an address that others can reach, with neither token nor `tls`.
+        socket_buffer: bytes that the kernel should hold per connection; None: two batches.
+        sample_every: 0: no stage times and no look at the kernel's queues.
+
+        Raises `CannotListen`, `ConfigurationError`.
+        """
+        self._open_core()
+        scheme, rest = split_address(address)
+        options = ListenOptions(
+            token=token,
+            tls=tls,
+            insecure=insecure,
+            socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),
+            sample_every=whole("sample_every", sample_every, 0, 2**31 - 1),
+        )
+        listener = transports.get(scheme).listen(self, rest, options)
+        self._listeners.append(listener)
+        return listener
 
     def serve(self, timeout: float | None = None) -> None:
         """Accepts batches until `stop`, SIGTERM (in the main thread) or `timeout` seconds.
@@ -202,6 +248,8 @@ class Broker:
             with self._serving:  # whoever serves has been told to end
                 self._core = None
             core.retire()
+            for listener in self._listeners:  # now: they tell what was accepted, and that it ends
+                listener.stop()
             self._segment.unlink()
             self._segment.close()
             lifecycle.unregister_broker(self)
@@ -216,6 +264,8 @@ class Broker:
     def after_fork_in_child(self) -> None:
         """Part of `lifecycle`: the ring stays the parent's."""
         self._core = None
+        for listener in self._listeners:
+            listener.after_fork_in_child()
         self._segment.after_fork_in_child()
 
     def __enter__(self) -> Self:

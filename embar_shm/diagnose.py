@@ -6,6 +6,8 @@ to; they return the exception, the core raises it.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from embar_shm import _core
 from embar_shm.errors import (
     BatchRefused,
@@ -19,9 +21,10 @@ from embar_shm.errors import (
     NotEnoughSpace,
     WaitTimeout,
 )
+from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
 
-__all__ = ["buffer_error", "publisher_error", "publisher_timeout", "table_full"]
+__all__ = ["RingContext", "buffer_error", "publisher_error", "publisher_timeout", "table_full"]
 
 _FAULTS = {
     1: "its header is damaged",
@@ -30,14 +33,39 @@ _FAULTS = {
 _HOLDERS_SHOWN = 8
 
 
-def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarError:
-    """The error for a status of the core.
+class RingContext(Protocol):
+    """The ring a publisher fills: a `Segment`, or a `PrivateRing`."""
+
+    @property
+    def name(self) -> object:
+        """What errors call it."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its sizes."""
+
+    @property
+    def advice(self) -> str:
+        """What to look at when the broker, though not known to be gone, does not get on."""
+
+    def monitor(self) -> _core.Monitor:
+        """A look at its counters."""
+
+    def describe_broker(self) -> str:
+        """Who is waited for."""
+
+    def explain_end(self) -> EmbarError | None:
+        """Why nothing will be acknowledged any more, for the user; None: the broker has stopped."""
+
+
+def publisher_error(core: Any, status: str, size: int) -> EmbarError:
+    """The error for a status of the core, a PublisherCore or ReceiverCore.
 
     `size` is the size of the message it is about; for a broker that is gone, the number of messages
     that could not be committed any more. (The core's lock may be held: ask it for nothing.)
     """
-    segment: Segment = core.context
-    name = segment.name
+    ring: RingContext = core.context
+    name = ring.name
     match status:
         case "empty":
             return MessageSizeError(
@@ -77,17 +105,19 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
         case "not_reserved":
             return MisuseError(f"this reservation on {name} has ended already")
         case "broker_stopped":
+            if (why := ring.explain_end()) is not None:
+                return type(why)(f"{why.message}{_missing(core, size)}", why.hint)
             return BrokerGone(f"the broker {name} has stopped{_missing(core, size)}", _RECONNECT)
         case "broker_gone":
             return BrokerGone(
-                f"the broker {name} died (its lock on {name.path} is free){_missing(core, size)}",
+                f"the broker {name} died (its lock on the ring is free){_missing(core, size)}",
                 _RECONNECT,
             )
         case "faulted":
-            row = segment.monitor().publisher(core.index)
-            why = _FAULTS.get(row["fault"], f"fault {row['fault']}")
+            row = ring.monitor().publisher(core.index)
+            fault = _FAULTS.get(row["fault"], f"fault {row['fault']}")
             return BatchRefused(
-                f"the broker {name} refused batch {row['fault_seq']} of this publisher: {why}",
+                f"the broker {name} refused batch {row['fault_seq']} of this publisher: {fault}",
                 "some process wrote into memory that is not its own; connect again",
             )
         case "corrupt":
@@ -100,9 +130,9 @@ def publisher_error(core: _core.PublisherCore, status: str, size: int) -> EmbarE
 
 def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: float) -> EmbarError:
     """The error for a wait that reached its timeout; names who was waited for."""
-    segment: Segment = core.context
-    name = segment.name
-    control = segment.monitor().control()
+    ring: RingContext = core.context
+    name = ring.name
+    control = ring.monitor().control()
     if what == "lock":
         return WaitTimeout(
             f"another thread has been using the publisher on {name} for {waited:.3g} s",
@@ -110,15 +140,15 @@ def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: fl
         )
     if what == "ack":
         return WaitTimeout(
-            f"batch {seq} on {name} was not acknowledged within {waited:.3g} s: the broker "
-            f"(pid {control['broker_pid']}) has accepted up to {core.accepted_seq} of "
+            f"batch {seq} on {name} was not acknowledged within {waited:.3g} s: "
+            f"{ring.describe_broker()} has accepted up to {core.accepted_seq} of "
             f"{core.committed_seq} committed",
-            "the broker is alive but does not get on: look at that process",
+            ring.advice,
         )
     own = f"{core.in_flight} of {core.quota} allowed in flight"
     return WaitTimeout(
-        f"no slot of {name} came free within {waited:.3g} s ({own}; {_holders(segment)}); "
-        f"the broker (pid {control['broker_pid']}) has released {control['released']} of "
+        f"no slot of {name} came free within {waited:.3g} s ({own}; {_holders(ring)}); "
+        f"{ring.describe_broker()} has released {control['released']} of "
         f"{max(control['tail'], control['head'])} batches",
         "look at the processes named here; more slots or a larger in_flight help only if they "
         "are alive and busy",
@@ -163,25 +193,25 @@ def table_full(segment: Segment) -> EmbarError:
 _RECONNECT = "connect to a new broker and publish again what was not acknowledged"
 
 
-def _missing(core: _core.PublisherCore, uncommitted: int) -> str:
+def _missing(core: Any, uncommitted: int) -> str:
     unacked = core.committed_seq - core.accepted_seq
     told = f"; {unacked} committed batches were not acknowledged" if unacked > 0 else ""
     return f"{told}; {uncommitted} messages were not committed" if uncommitted else told
 
 
-def _holders(segment: Segment) -> str:
+def _holders(ring: RingContext) -> str:
     """Who holds which slot, and for how long."""
-    monitor = segment.monitor()
+    monitor = ring.monitor()
     held = [(slot, owner, ns) for slot, owner, _, ns in monitor.slots() if owner >= 0]
     shown = [
         f"slot {slot}: publisher {owner} (pid {monitor.publisher(owner)['pid']}) for "
         f"{ns / 1e9:.3g} s"
-        if owner < segment.geometry.max_publishers
+        if owner < ring.geometry.max_publishers
         else f"slot {slot}: owner {owner}, which does not exist"
         for slot, owner, ns in held[:_HOLDERS_SHOWN]
     ]
     more = f", and {len(held) - _HOLDERS_SHOWN} more" if len(held) > _HOLDERS_SHOWN else ""
-    total = segment.geometry.slots
+    total = ring.geometry.slots
     return f"{len(held)} of {total} slots are held: {', '.join(shown)}{more}" if held else (
         f"none of {total} slots is held"
     )  # fmt: skip

@@ -20,12 +20,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AccessDenied",
     "BatchRefused",
     "BrokerExists",
     "BrokerGone",
     "BufferTypeError",
+    "CannotListen",
     "ClosedError",
     "ConfigurationError",
+    "ConnectionLost",
     "CorruptSegment",
     "EmbarError",
     "IncompatibleSegment",
@@ -35,6 +38,7 @@ __all__ = [
     "NoSuchBroker",
     "NotEnoughSpace",
     "PeerError",
+    "ProtocolError",
     "ResourceError",
     "RunFailed",
     "WaitTimeout",
@@ -94,6 +98,18 @@ class BatchRefused(PeerError):
     exit_code = 3
 
 
+class ConnectionLost(PeerError):
+    """A network connection ended where it must not. Publishers connect again by themselves."""
+
+
+class ProtocolError(PeerError):
+    """The other side of a connection sent what the protocol does not allow there."""
+
+
+class AccessDenied(PeerError):
+    """The token or the certificate of one side does not satisfy the other."""
+
+
 class IncompatibleSegment(PeerError):
     """The segment was written by another version, is truncated, or is not a ring at all."""
 
@@ -112,6 +128,10 @@ class NoSuchBroker(ResourceError):
 
 class BrokerExists(ResourceError):
     """A ring of this name exists already. Use another name, or stop the broker that owns it."""
+
+
+class CannotListen(ResourceError):
+    """The address cannot be listened on: in use, not of this machine, or not permitted."""
 
 
 class NotEnoughSpace(ResourceError):

@@ -30,6 +30,8 @@ from embar_shm.options import (
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:
+    import ssl
+
     from embar_shm.transports.base import Message
 
 __all__ = ["Publisher"]
@@ -77,6 +79,9 @@ class Publisher:
         copy: CopyMode = "auto",
         sample_every: int = 64,
         publisher_id: int | None = None,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        socket_buffer: int | str | None = None,
     ) -> Self:
         """Connects to the broker at `address`, for example "shm://demo/0".
 
@@ -97,9 +102,13 @@ class Publisher:
         copy: how messages are copied: "plain" or "nontemporal" stores; "auto" decides per batch.
         sample_every: one in so many messages is timed for the stage statistics; 0: none.
         publisher_id: 64-bit number by which the log knows this publisher; None: a random one.
+        token: tcp: the broker's secret. It is not sent, and does not encrypt what is.
+        tls: tcp: a context made by `embar_shm.tls.client_context`; None: not encrypted.
+        socket_buffer: tcp: bytes that the kernel should hold; None: two batches.
 
         Raises `ConfigurationError`, `NoSuchBroker`, `BrokerGone`, `IncompatibleSegment`,
-        `NotEnoughSpace` (too many publishers).
+        `NotEnoughSpace` (too many publishers); over tcp also `ConnectionLost`, `ProtocolError`
+        and `AccessDenied`.
         """
         scheme, rest = split_address(address)
         choose("wait", wait, WAIT_MODES)
@@ -119,6 +128,9 @@ class Publisher:
             copy=copy,
             sample_every=whole("sample_every", sample_every, 0, 2**31 - 1),
             publisher_id=whole("publisher_id", publisher_id, 0, 2**64 - 1),
+            token=token,
+            tls=tls,
+            socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),
         )
         if options.message_size == 0:
             raise ConfigurationError("message_size must be at least 1 byte; None means any size")
@@ -177,8 +189,10 @@ class Publisher:
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent; does not wait for acknowledgements.
 
+        Over a network it waits, for `timeout` at most, until all batches are in the broker's ring.
         Waits for calls of other threads. Raises `BufferError` while a view of reserved memory is
-        alive, and `BrokerGone` when messages of the open batch could not be committed any more.
+        alive, `BrokerGone` when messages could not be brought into the ring any more, and
+        `WaitTimeout` when they are not yet.
         """
         self._link.close()
         self._closed = True

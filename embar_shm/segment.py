@@ -31,6 +31,7 @@ from embar_shm.address import SHM_DIRECTORY, RingName, existing_rings
 from embar_shm.errors import (
     BrokerExists,
     BrokerGone,
+    EmbarError,
     IncompatibleSegment,
     NoSuchBroker,
     NotEnoughSpace,
@@ -51,6 +52,8 @@ _POLL = 0.002  # seconds between two looks at a segment that is being created
 
 class Segment:
     """A mapped segment. `create` and `attach` make one; `close` gives it back."""
+
+    advice = "the broker is alive but does not get on: look at that process"
 
     def __init__(
         self, name: RingName, memory: mmap.mmap, geometry: Geometry, lock_fd: int, inode: int
@@ -165,6 +168,14 @@ class Segment:
     def monitor(self) -> _core.Monitor:
         """A read-only look at the ring's counters."""
         return _core.Monitor(self.memory)
+
+    def describe_broker(self) -> str:
+        """Who is waited for."""
+        return f"the broker (pid {self.monitor().control()['broker_pid']})"
+
+    def explain_end(self) -> EmbarError | None:
+        """The ring's own words tell: the broker has stopped."""
+        return None
 
     def unlink(self) -> None:
         """Removes the name, if it still is this segment's. Who has it mapped keeps it."""

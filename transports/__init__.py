@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from embar_shm.errors import ConfigurationError
 from embar_shm.transports.base import (
     Listener,
+    ListenOptions,
     PublisherLink,
     PublisherOptions,
     PublisherStats,
@@ -25,6 +26,7 @@ from embar_shm.transports.base import (
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "ListenOptions",
     "Listener",
     "PublisherLink",
     "PublisherOptions",

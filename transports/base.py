@@ -19,17 +19,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from embar_shm.options import CopyMode, WaitMode
 
 if TYPE_CHECKING:
+    import ssl
     from typing import TypeAlias
 
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
     from embar_shm.broker import Broker
+    from embar_shm.net import SocketCounters
 
     # numpy's arrays are Buffers for type checkers from Python 3.12 on only.
     Message: TypeAlias = Buffer | NDArray[Any]
 
-__all__ = ["Listener", "PublisherLink", "PublisherOptions", "PublisherStats", "Transport"]
+__all__ = [
+    "ListenOptions",
+    "Listener",
+    "PublisherLink",
+    "PublisherOptions",
+    "PublisherStats",
+    "Transport",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,21 @@ class PublisherOptions:
     copy: CopyMode
     sample_every: int  # 0: no stage times
     publisher_id: int
+    # For transports with a network in between; others take no notice of them.
+    token: str | None = None  # shared secret
+    tls: ssl.SSLContext | None = None  # None: not encrypted
+    socket_buffer: int | None = None  # None: what the transport thinks best
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenOptions:
+    """What a broker asks of a listener. A transport without a network takes no notice of it."""
+
+    token: str | None = None  # publishers must know it
+    tls: ssl.SSLContext | None = None  # None: not encrypted
+    insecure: bool = False  # listen beyond this machine with neither of them
+    socket_buffer: int | None = None  # bytes; None: what the transport thinks best
+    sample_every: int = 64  # 0: no stage times
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +115,15 @@ class PublisherLink(abc.ABC):
         """The counters now."""
 
     @abc.abstractmethod
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Histograms of the publisher's stages in ns, by name: buffer_write, wait_space,
+        send_payload, wait_ack; each with count, sum, max and buckets as `Monitor` gives them."""
+
+    def sockets(self) -> SocketCounters | None:
+        """What its sockets did; None: it has none."""
+        return None
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent."""
 
@@ -107,9 +140,16 @@ class Listener(abc.ABC):
     def address(self) -> str:
         """The URL publishers connect to."""
 
+    def sockets(self) -> SocketCounters | None:
+        """What its sockets did; None: it has none."""
+        return None
+
     @abc.abstractmethod
     def stop(self) -> None:
         """Accepts no new publishers and lets go of the present ones. Idempotent."""
+
+    def after_fork_in_child(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """In a forked child: lets go of what is the parent's, touching nothing shared."""
 
 
 class Transport(abc.ABC):
@@ -122,5 +162,13 @@ class Transport(abc.ABC):
         """Connects to the broker at `address` (what follows "scheme://")."""
 
     @abc.abstractmethod
-    def listen(self, broker: Broker, address: str | None = None) -> Listener:
-        """Lets publishers reach `broker`; `address` None: a default of this transport."""
+    def listen(
+        self,
+        broker: Broker,
+        address: str | None = None,
+        options: ListenOptions = ListenOptions(),
+    ) -> Listener:
+        """Lets publishers reach `broker`; `address` (what follows "scheme://") None: a default.
+
+        `Broker.listen` calls this, and stops the listener when the broker closes.
+        """

@@ -1,28 +1,39 @@
-"""A publisher that fills batches in the slots of a ring, whichever transport the ring is of."""
+"""What publishers of every transport have in common: a ring whose slots the batches are filled in.
+
+Over shared memory it is the broker's ring, over a network one of the publisher's own.
+"""
 
 from __future__ import annotations
 
-import time
+import mmap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embar_shm import _core
 from embar_shm import options as checks
 from embar_shm.cpus import available_cpus
-from embar_shm.diagnose import publisher_error
+from embar_shm.diagnose import RingContext, publisher_error
 from embar_shm.errors import ConfigurationError, MisuseError
 from embar_shm.options import COPY_MODES, WAIT_MODES
-from embar_shm.segment import Segment
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
 if TYPE_CHECKING:
     from embar_shm.transports.base import Message
 
-__all__ = ["RingLink", "batch_size_for"]
+__all__ = ["PUBLISHER_STAGES", "MappedRing", "RingLink", "batch_size_for"]
 
+PUBLISHER_STAGES = ("buffer_write", "wait_space", "send_payload", "wait_ack")
 _MIN_BATCH = 16  # one framed message
+
+
+class MappedRing(RingContext, Protocol):
+    """A ring in memory of this process."""
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """All of it."""
 
 
 def batch_size_for(options: PublisherOptions, slot_bytes: int, broker: object) -> int:
@@ -47,23 +58,25 @@ class RingLink(PublisherLink):
 
     def __init__(
         self,
-        segment: Segment,
+        ring: MappedRing,
         options: PublisherOptions,
         *,
         batch_size: int,
         in_flight: int,
         row: int,
+        lock_fd: int,
+        incarnation: int,
     ) -> None:
-        self._segment = segment
-        self._monitor = segment.monitor()
+        self._ring = ring
+        self._monitor = ring.monitor()
         self._last_stats: PublisherStats | None = None  # of a closed publisher
         self._core = _core.PublisherCore(
-            context=segment,
-            buffer=segment.memory,
+            context=ring,
+            buffer=ring.memory,
             index=row,
-            lock_fd=segment.lock_fd,
+            lock_fd=lock_fd,
             publisher_id=options.publisher_id,
-            incarnation=time.time_ns(),
+            incarnation=incarnation,
             message_size=options.message_size or 0,
             batch_bytes=batch_size,
             quota=in_flight,
@@ -106,7 +119,7 @@ class RingLink(PublisherLink):
             seq = checks.whole("seq", seq, -(2**63), 2**64)
         if seq is not None and not 0 <= seq <= self._core.committed_seq:
             raise MisuseError(
-                f"batch {seq} on {self._segment.name} cannot be waited for: "
+                f"batch {seq} on {self._ring.name} cannot be waited for: "
                 f"{self._core.committed_seq} batches are committed",
                 "pass what flush() returned, or no seq at all",
             )
@@ -126,9 +139,17 @@ class RingLink(PublisherLink):
             space_waits=row["space_waits"],
         )
 
+    def stages(self) -> dict[str, dict[str, Any]]:
+        recorded = self._monitor.publisher_stages(self._core.index)
+        return {name: recorded[name] for name in PUBLISHER_STAGES}
+
     def _flush_before_close(self) -> None:
-        """Commits the open batch; raises when the broker is not there any more."""
-        if not self._core.has_reservation and self._core.open_messages:
+        """Commits the open batch, without an open reservation.
+
+        Raises `BufferError` while a view of that is alive, and why messages cannot be committed.
+        """
+        self._core.drop_reservation()
+        if self._core.open_messages:
             if (peer := self._core.peer) != "ok":
                 raise publisher_error(self._core, peer, self._core.open_messages)
             self._core.flush()

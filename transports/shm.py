@@ -6,13 +6,20 @@ listening needs nothing beyond `Broker.create`. Same machine and user only.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from embar_shm.address import RingName
 from embar_shm.errors import ConfigurationError
 from embar_shm.participants import take_row
 from embar_shm.segment import Segment
-from embar_shm.transports.base import Listener, PublisherLink, PublisherOptions, Transport
+from embar_shm.transports.base import (
+    Listener,
+    ListenOptions,
+    PublisherLink,
+    PublisherOptions,
+    Transport,
+)
 from embar_shm.transports.ring import RingLink, batch_size_for
 
 if TYPE_CHECKING:
@@ -35,7 +42,12 @@ class ShmTransport(Transport):
             segment.close()
             raise
 
-    def listen(self, broker: Broker, address: str | None = None) -> Listener:
+    def listen(
+        self,
+        broker: Broker,
+        address: str | None = None,
+        options: ListenOptions = ListenOptions(),  # noqa: ARG002, B008 - there is no network
+    ) -> Listener:
         if address is not None and RingName.parse(address) != broker.segment.name:
             raise ConfigurationError(
                 f"a ring cannot have a second name: {broker.name} cannot listen on shm://{address}"
@@ -71,7 +83,10 @@ class ShmLink(RingLink):
             batch_size=batch_size_for(options, segment.geometry.slot_bytes, segment.name),
             in_flight=in_flight,
             row=take_row(segment),
+            lock_fd=segment.lock_fd,
+            incarnation=time.time_ns(),
         )
+        self._segment = segment
 
     def close(self) -> None:
         if self._core.state in ("closed", "forked"):

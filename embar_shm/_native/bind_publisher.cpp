@@ -163,6 +163,8 @@ void bind_publisher(nb::module_& m) {
         .def("flush", &PublisherCore::flush, "Commits the open batch: the seq of the last committed batch (0: none).")
         .def("wait_acked", &PublisherCore::wait_acked, nb::arg("timeout").none() = nb::none(),
              nb::arg("seq").none() = nb::none(), "Waits until batch seq (all so far) is in the log.")
+        .def("drop_reservation", &PublisherCore::drop_reservation,
+             "Drops the open reservation, if there is one. BufferError while a view of it is alive.")
         .def("close", &PublisherCore::close, "Gives the row back. Flush first.")
         .def(
             "after_fork_in_child", [](PublisherCore& p) { p.core.after_fork_in_child(); },
@@ -172,7 +174,6 @@ void bind_publisher(nb::module_& m) {
         .def_prop_ro("committed_seq", [](const PublisherCore& p) { return p.core.committed_seq(); })
         .def_prop_ro("accepted_seq", [](const PublisherCore& p) { return p.core.accepted_seq(); })
         .def_prop_ro("in_flight", [](const PublisherCore& p) { return p.core.in_flight_seen(); })
-        .def_prop_ro("has_reservation", [](const PublisherCore& p) { return p.core.has_reservation(); })
         .def_prop_ro("open_messages",
                      [](PublisherCore& p) {
                          PublisherCore::Guard guard(p);

@@ -129,12 +129,15 @@ public:
         if (core.state() != Status::Ok) raise(core.state());
         return found;
     }
-    void close() {
+    void drop_reservation() {
         Guard guard(*this);
-        if (core.has_reservation()) {
-            if (exports_) throw nb::buffer_error(kViewAlive);
-            core.finish_reservation(false);
-        }
+        if (!core.has_reservation()) return;
+        if (exports_) throw nb::buffer_error(kViewAlive);
+        core.finish_reservation(false);
+    }
+    void close() {
+        drop_reservation();
+        Guard guard(*this);
         core.close();
     }
     std::string state() const { return name(core.state()); }

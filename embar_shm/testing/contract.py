@@ -633,7 +633,7 @@ class TransportContract:
         pub = by_hand.connect(linger_ms=0)
         pub.publish(b"x")
         by_hand.broker.close()
-        with pytest.raises(es.BrokerGone, match="1 messages were not committed"):
+        with pytest.raises(es.BrokerGone, match=r"1 messages were not (committed|acknowledged)"):
             pub.close()
         with pytest.raises(es.ClosedError):
             pub.flush()

@@ -13,6 +13,7 @@ from typing import Any
 
 from embar_shm import _core
 from embar_shm.address import RingName
+from embar_shm.errors import EmbarError
 from embar_shm.layout import Geometry
 
 LINE = 128
@@ -76,14 +77,21 @@ class RawRing:
     """Three slots of 256 bytes and four tickets, unless told otherwise."""
 
     def __init__(self, slots: int = 3, slot_bytes: int = 256, max_publishers: int = 4) -> None:
-        self.name = RingName(
-            "unit", "0"
-        )  # name, geometry, monitor(): what errors are explained with
+        self.name = RingName("unit", "0")
         self.geometry = Geometry.plan(slots, slot_bytes, max_publishers)
         self.memory = mmap.mmap(-1, self.geometry.total_bytes)
         _core.format_segment(self.memory, slots, slot_bytes, max_publishers, str(self.name), "", 0)
         _core.publish_segment(self.memory)
         self.steps = _core.Ring(self.memory)
+
+    # What errors are explained with (diagnose.RingContext), besides name and geometry.
+    advice = "look at the test"
+
+    def describe_broker(self) -> str:
+        return "the broker (pid 0)"
+
+    def explain_end(self) -> EmbarError | None:
+        return None
 
     def monitor(self) -> _core.Monitor:
         return _core.Monitor(self.memory)

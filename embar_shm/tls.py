@@ -1,0 +1,190 @@
+"""TLS for `net.Stream`, and contexts with sensible settings.
+
+One thread reads a stream while another writes, and an OpenSSL connection may only be used by one at
+a time. So the TLS state lives in memory (`ssl.MemoryBIO`) behind a lock that is never held while
+waiting for the network.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+from embar_shm.errors import AccessDenied, ConfigurationError, ConnectionLost, EmbarError
+from embar_shm.net import Stream
+
+__all__ = ["TlsStream", "client_context", "server_context"]
+
+_CIPHERTEXT = 64 * 1024  # bytes taken from the socket at a time
+_PLAINTEXT = 256 * 1024  # bytes encrypted at a time
+
+
+def server_context(
+    certificate: str | Path, key: str | Path, client_ca: str | Path | None = None
+) -> ssl.SSLContext:
+    """For a broker. With `client_ca`, publishers have to show a certificate it has signed.
+
+    Files in PEM format. Raises `ConfigurationError` for what cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, certificate, key, client_ca)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(
+    ca: str | Path | None = None,
+    certificate: str | Path | None = None,
+    key: str | Path | None = None,
+) -> ssl.SSLContext:
+    """For a publisher: the broker's certificate must be signed by `ca` (None: the system's).
+
+    `certificate` and `key`: what the broker may ask for. Raises `ConfigurationError`.
+    """
+    context = ssl.create_default_context() if ca is None else ssl.SSLContext(
+        ssl.PROTOCOL_TLS_CLIENT
+    )  # fmt: skip
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _load(context, certificate, key, ca)
+    return context
+
+
+def _load(
+    context: ssl.SSLContext,
+    certificate: str | Path | None,
+    key: str | Path | None,
+    ca: str | Path | None,
+) -> None:
+    if (certificate is None) != (key is None):
+        raise ConfigurationError("a certificate needs its key, and a key its certificate")
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"cannot use the certificate {certificate} with the key {key}: {error}",
+                "both are PEM files, and belong together",
+            ) from error
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use the certificates of {ca}: {error}", "it is a PEM file"
+            ) from error
+
+
+def _no_password() -> str:
+    raise ConfigurationError(  # else OpenSSL would ask on the terminal
+        "the key is encrypted", "use a key file without a passphrase, readable by its owner only"
+    )
+
+
+class TlsStream(Stream):
+    """A connected TCP socket whose bytes are encrypted. Do `handshake` first."""
+
+    def __init__(
+        self, sock: socket.socket, peer: str, context: ssl.SSLContext, server_name: str | None
+    ) -> None:
+        """`server_name`: what the broker's certificate must have; None: this is the broker."""
+        super().__init__(sock, peer)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_name is None,
+            server_hostname=server_name,
+        )
+        self._using = threading.Lock()  # around all three
+        self._established = False
+
+    def handshake(self) -> None:
+        """Raises `AccessDenied` for a certificate that does not satisfy, `ConnectionLost`."""
+        while True:
+            try:
+                with self._using:
+                    self._tls.do_handshake()
+                self._flush()
+                self._established = True
+                return
+            except ssl.SSLWantReadError:
+                self._flush()
+            except ssl.SSLError as error:
+                self._flush_alert()
+                raise self._denied(error) from error
+            except OSError as error:
+                raise ConnectionLost(
+                    f"the connection with {self.peer} was lost: {error}"
+                ) from error
+            try:
+                data = self._socket.recv(_CIPHERTEXT)
+            except OSError as error:
+                raise ConnectionLost(f"no TLS handshake with {self.peer}: {error}") from error
+            if not data:
+                raise ConnectionLost(f"{self.peer} closed the connection in the TLS handshake")
+            with self._using:
+                self._incoming.write(data)
+
+    def _receive(self, view: memoryview) -> int:
+        while True:
+            try:
+                with self._using:
+                    return int(self._tls.read(len(view), view))
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                return 0
+            except ssl.SSLError as error:
+                raise self._denied(error) from error
+            data = self._socket.recv(_CIPHERTEXT)
+            if not data:
+                return 0  # the protocol has its own goodbye: a cut is noticed there
+            with self._using:
+                self._incoming.write(data)
+
+    def _send(self, parts: list[memoryview]) -> int:
+        if not self._established:  # the other side does not use TLS, and is told so
+            return super()._send(parts)
+        try:
+            with self._using:
+                taken = self._tls.write(parts[0][:_PLAINTEXT])
+        except ssl.SSLError as error:
+            raise self._denied(error) from error
+        self._flush()
+        return taken
+
+    def _flush(self) -> None:
+        with self._using:
+            data = self._outgoing.read()
+        if data:
+            self._socket.sendall(data)
+
+    def _flush_alert(self) -> None:
+        """Tells the other side why, if it listens."""
+        try:
+            self._flush()
+        except OSError:
+            return
+
+    def _denied(self, error: ssl.SSLError) -> EmbarError:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return AccessDenied(
+                f"the certificate of {self.peer} is not trusted: {error.verify_message}",
+                "use the CA that signed it, a certificate that has not expired, and the host name "
+                "or address that it was made for",
+            )
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        if "alert" in reason or "certificate" in reason:
+            return AccessDenied(
+                f"{self.peer} refused the TLS connection: {reason}",
+                "does it ask for a client certificate, signed by its CA?",
+            )
+        return ConnectionLost(
+            f"no TLS connection with {self.peer}: {reason}",
+            "both sides must use TLS, or neither",
+        )

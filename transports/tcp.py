@@ -1,0 +1,385 @@
+"""TCP, the publisher's side: it fills batches in a ring of its own and sends them to the broker.
+
+The address is "host:port". The ring is private memory with as many slots as batches may be in
+flight, so `publish` and all else that fills batches is the same code as over shared memory. A
+sender thread takes committed batches and sends header and body with one gathered call. A batch
+stays in its slot until the broker acknowledges it: after a reconnection, whatever has not reached
+the broker's ring is sent again.
+
+With ack=0 nothing comes back: a batch is forgotten once the kernel has it. A connection that is
+lost with such batches on their way cannot be continued, and the publisher fails.
+
+The broker's side is `tcp_listener`; frames and their order are `embar_shm.protocol`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from embar_shm import _core, protocol
+from embar_shm.cpus import available_cpus
+from embar_shm.errors import (
+    AccessDenied,
+    BrokerGone,
+    ConnectionLost,
+    EmbarError,
+    NoSuchBroker,
+    ProtocolError,
+    WaitTimeout,
+)
+from embar_shm.net import SocketCounters, Stream, format_endpoint, open_socket, parse_endpoint
+from embar_shm.options import WAIT_MODES
+from embar_shm.private_ring import PrivateRing
+from embar_shm.protocol import Connection, Hello, Kind, Role, Welcome
+from embar_shm.tls import TlsStream
+from embar_shm.transports.base import (
+    Listener,
+    ListenOptions,
+    PublisherLink,
+    PublisherOptions,
+    Transport,
+)
+from embar_shm.transports.ring import RingLink, batch_size_for
+
+if TYPE_CHECKING:
+    from embar_shm.broker import Broker
+
+__all__ = ["TcpLink", "TcpTransport", "read_control"]
+
+_HANDSHAKE_TIMEOUT = 10.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two attempts to connect, doubling
+_LAST_WORDS = 1.0  # seconds a broken connection gets to tell why
+_IN_FLIGHT = 2
+_SAMPLE_QUEUES_EVERY = 16  # batches
+
+# What may pass: connecting again is worth it. Everything else a broker says is final.
+_PASSING = (ConnectionLost, NoSuchBroker, WaitTimeout)
+
+
+class TcpTransport(Transport):
+    """``tcp://host:port``."""
+
+    scheme = "tcp"
+
+    def connect(self, address: str, options: PublisherOptions) -> PublisherLink:
+        return TcpLink(parse_endpoint(address), options)
+
+    def listen(
+        self,
+        broker: Broker,
+        address: str | None = None,
+        options: ListenOptions = ListenOptions(),  # noqa: B008 - it is frozen
+    ) -> Listener:
+        from embar_shm.transports.tcp_listener import TcpListener
+
+        return TcpListener(broker, parse_endpoint(address or "127.0.0.1:0"), options)
+
+
+class _Session:
+    """An open connection to the broker, handshake done, until it ends."""
+
+    def __init__(self, endpoint: tuple[str, int], hello: Hello, options: PublisherOptions) -> None:
+        buffer = options.socket_buffer or 2 * (hello.max_batch or 2**21)
+        sock, buffers = open_socket(endpoint, _HANDSHAKE_TIMEOUT, buffer)
+        try:
+            self.stream, self.protocol = self._stream(sock, endpoint, options), Connection(
+                Role.PUBLISHER
+            )  # fmt: skip
+            self.stream.counters.note_buffers(buffers)
+            self.stream.set_deadline(_HANDSHAKE_TIMEOUT)
+            if isinstance(self.stream, TlsStream):
+                self.stream.handshake()
+            self.welcome = self._greet(hello, options.token)
+            self.stream.set_deadline(None)
+        except BaseException:
+            sock.close()
+            raise
+        self.error: EmbarError | None = None
+        """Why it ended; None when it has not, or after a goodbye."""
+        self._ended = threading.Event()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
+
+    def wait_for_end(self, timeout: float | None) -> bool:
+        return self._ended.wait(timeout)
+
+    def end(self, error: EmbarError | None) -> None:
+        self.error = error
+        self._ended.set()
+
+    @staticmethod
+    def _stream(
+        sock: socket.socket, endpoint: tuple[str, int], options: PublisherOptions
+    ) -> Stream:
+        peer = format_endpoint(*endpoint)
+        if options.tls is None:
+            return Stream(sock, peer)
+        return TlsStream(sock, peer, options.tls, endpoint[0])
+
+    def _greet(self, hello: Hello, token: str | None) -> Welcome:
+        greeting = hello.pack()
+        self.stream.write(self.protocol.send(Kind.HELLO, greeting))
+        frame = read_control(self.stream, self.protocol)
+        if frame.kind is Kind.CHALLENGE:
+            if token is None:
+                raise AccessDenied(
+                    f"the broker at {self.stream.peer} asks for a token",
+                    "connect with token=...; a run takes it from --token-file",
+                )
+            proof = protocol.prove(token, frame.body, greeting)
+            self.stream.write(self.protocol.send(Kind.PROOF, proof))
+            frame = read_control(self.stream, self.protocol)
+        if frame.kind is not Kind.WELCOME:
+            raise ProtocolError(f"{self.stream.peer} asks for a proof twice")
+        return Welcome.unpack(frame.body)
+
+
+def read_control(stream: Stream, connection: Connection, *, idle: bool = False) -> protocol.Frame:
+    """The next control frame. Raises what an ERROR frame says. `idle`: waits without a limit."""
+    head = bytearray(protocol.HEAD_BYTES)
+    if not stream.read_into(memoryview(head), idle=idle):
+        raise ConnectionLost(f"{stream.peer} closed the connection")
+    kind, size = connection.head(bytes(head))
+    frame = connection.received(kind, stream.read(size))
+    if frame.kind is Kind.ERROR:
+        raise protocol.error_from(stream.peer, frame.body)
+    return frame
+
+
+class TcpLink(RingLink):
+    """A connection to a broker, and the ring whose batches it sends."""
+
+    def __init__(self, endpoint: tuple[str, int], options: PublisherOptions) -> None:
+        self._endpoint = endpoint
+        self._options = options
+        in_flight = options.in_flight or _IN_FLIGHT
+        self._hello = Hello(
+            options.publisher_id,
+            time.time_ns(),
+            options.batch_size or 0,
+            ack=options.ack,
+            in_flight=in_flight,
+        )
+        self._closing = threading.Event()
+        self._stuck_since: float | None = None  # time.monotonic(); sessions since got nothing done
+        self._pause = _FIRST_PAUSE
+        self._sent = 0  # batches given to the kernel, on this connection or one before
+        self._past = SocketCounters()  # of connections that have ended
+        self._send_times = _core.StageTimes()
+        self._session = self._connect(options.connect_timeout)
+        try:
+            self._begin(options, in_flight)
+        except BaseException:
+            self._session.stream.close()
+            raise
+
+    def _begin(self, options: PublisherOptions, in_flight: int) -> None:
+        peer = self._session.stream.peer
+        batch_size = batch_size_for(options, self._session.welcome.slot_bytes, peer)
+        self._hello = replace(self._hello, max_batch=batch_size)
+        ring = PrivateRing(peer, in_flight, batch_size)
+        super().__init__(
+            ring,
+            options,
+            batch_size=batch_size,
+            in_flight=in_flight,
+            row=0,
+            lock_fd=-1,
+            incarnation=self._hello.incarnation,
+        )
+        self._private = ring
+        self._memory = memoryview(ring.memory)
+        self._relay = _core.RelayCore(
+            ring.memory, WAIT_MODES[options.wait], options.spin_us, available_cpus()
+        )
+        self._sender = threading.Thread(target=self._run, name=f"send {peer}", daemon=True)
+        self._sender.start()
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    def _connect(self, patience: float | None) -> _Session:
+        """Tries again for `patience` seconds what may pass; what the broker refuses is final."""
+        give_up = None if patience is None else time.monotonic() + patience
+        while True:
+            try:
+                return _Session(self._endpoint, self._hello, self._options)
+            except _PASSING:
+                if give_up is not None and time.monotonic() + self._pause >= give_up:
+                    raise
+            if self._closing.wait(self._pause):
+                give_up = time.monotonic()  # once more, at once
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _reconnect(self, why: EmbarError) -> _Session:
+        """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
+        now, timeout = time.monotonic(), self._options.timeout
+        if self._stuck_since is None:
+            self._stuck_since, self._pause = now, _FIRST_PAUSE
+        else:  # the last session achieved nothing
+            self._closing.wait(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._hello = replace(self._hello, sent_seq=self._sent)
+        try:
+            return self._connect(None if timeout is None else self._stuck_since + timeout - now)
+        except _PASSING as error:
+            raise BrokerGone(
+                f"the connection to {self._private.name} was lost ({why.message}) and there is no "
+                f"other: {error.message}",
+                "connect again when the broker is back, and publish what was not acknowledged",
+            ) from error
+
+    # --- the sender thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """One session after the other, until the goodbye or an end that is final."""
+        try:
+            while (error := self._serve(self._session)) is not None:
+                if not isinstance(error, _PASSING):
+                    raise error
+                self._private.lost_at = time.monotonic()
+                self._session = self._reconnect(error)
+                self._private.lost_at = None
+        except EmbarError as error:
+            # Without its traceback: the frames in there refer back to this object.
+            self._private.failure = type(error)(error.message, error.hint)
+            self._relay.abandon()
+
+    def _serve(self, session: _Session) -> EmbarError | None:
+        """Sends until the session ends; why it did. None: after a goodbye, all is delivered."""
+        began, acknowledged = time.monotonic(), self._relay.acknowledged
+        acks = threading.Thread(target=self._read_acks, args=(session,), name="acks", daemon=True)
+        acks.start()
+        try:
+            self._send_batches(session)
+        except _PASSING as error:
+            if not session.wait_for_end(_LAST_WORDS):  # it may have said why
+                session.end(error)
+        except EmbarError as error:
+            session.end(error)
+        finally:
+            session.stream.shutdown()
+            acks.join()
+            session.stream.close()
+            self._past.add(session.stream.counters)
+        if self._relay.acknowledged > acknowledged or time.monotonic() - began > _LONGEST_PAUSE:
+            self._stuck_since = None
+        return session.error
+
+    def _send_batches(self, session: _Session) -> None:
+        self._sent = session.welcome.received_seq
+        if self._sent > self._core.committed_seq:
+            raise ProtocolError(f"{session.stream.peer} has batches that were never sent")
+        if self._sent < self._relay.acknowledged:
+            raise BrokerGone(
+                f"{session.stream.peer} has batches up to {self._sent} only, this publisher has "
+                f"forgotten those up to {self._relay.acknowledged}",
+                "with ack=1 a publisher keeps what the broker may not have",
+            )
+        while not session.has_ended:
+            if self._closing.is_set() and self._sent == self._core.committed_seq:
+                session.stream.write(session.protocol.send(Kind.GOODBYE))
+                session.wait_for_end(None)
+                return
+            place = self._relay.next(self._sent + 1, None)
+            if place is not None:
+                self._send_batch(session.stream, *place)
+
+    def _send_batch(self, stream: Stream, header: int, body: int, size: int) -> None:
+        timed = self._options.sample_every != 0
+        begin = time.monotonic_ns() if timed else 0
+        stream.write(
+            self._memory[header : header + _core.BATCH_HEADER_BYTES],
+            self._memory[body : body + size],
+        )
+        self._sent += 1
+        if timed:
+            self._send_times.record(time.monotonic_ns() - begin)
+            if self._sent % _SAMPLE_QUEUES_EVERY == 0:
+                stream.sample_queues()
+        if not self._options.ack:
+            self._relay.acknowledge(self._sent)
+
+    def _read_acks(self, session: _Session) -> None:
+        """The thread that reads a session; ends with it."""
+        error: EmbarError | None = None
+        try:
+            while True:
+                frame = read_control(session.stream, session.protocol, idle=True)
+                if frame.kind is Kind.GOODBYE:
+                    break
+                self._acknowledge(session, protocol.acked_seq(frame.body))
+        except EmbarError as caught:
+            error = caught
+        session.end(error)
+        self._relay.wake()
+
+    def _acknowledge(self, session: _Session, seq: int) -> None:
+        try:
+            self._relay.acknowledge(seq)
+        except ValueError:
+            raise ProtocolError(
+                f"{session.stream.peer} acknowledged batch {seq}, which was never sent"
+            ) from None
+
+    # --- the rest of PublisherLink --------------------------------------------------------------
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        return super().stages() | {"send_payload": self._send_times.snapshot()}
+
+    def sockets(self) -> SocketCounters:
+        """What the sockets of all connections so far did."""
+        total = replace(self._past)
+        if self._sender.is_alive():
+            total.add(self._session.stream.counters)
+        return total
+
+    def close(self) -> None:
+        if self._core.state in ("closed", "forked"):
+            return
+        try:
+            self._flush_before_close()
+            self._deliver()
+        finally:
+            try:
+                self._close_core()
+            finally:
+                if self._core.state == "closed":
+                    self._hang_up()
+
+    def _deliver(self) -> None:
+        """Waits until everything is in the broker's ring. Raises why it is not."""
+        self._closing.set()
+        self._relay.wake()
+        self._sender.join(self._options.timeout)
+        row = self._monitor.publisher(self._core.index)
+        missing = row["messages"] - row["accepted_messages"]
+        failure = self._private.failure
+        if failure is not None and missing and not self._private.failure_was_told:
+            raise type(failure)(
+                f"{failure.message}; {missing} messages were not acknowledged", failure.hint
+            )
+        if self._sender.is_alive():
+            raise WaitTimeout(
+                f"{self._private.describe_broker()} has not taken everything within "
+                f"{self._options.timeout:.3g} s: {missing} messages are not acknowledged",
+                "look at that broker; what it has not taken is lost with this publisher",
+            )
+
+    def _hang_up(self) -> None:
+        """Ends the sender thread, wherever it is."""
+        self._closing.set()
+        while self._sender.is_alive():  # it may be about to open another connection
+            self._session.stream.shutdown()
+            self._session.end(ConnectionLost("the publisher was closed"))
+            self._relay.wake()
+            self._sender.join(0.1)
+
+    def after_fork_in_child(self) -> None:
+        self._core.after_fork_in_child()
+        self._session.stream.abandon()
