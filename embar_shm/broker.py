@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from embar_shm import _core, lifecycle, transports
+from embar_shm import _core, lifecycle, signals, transports
 from embar_shm.address import RingName, split_address
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
@@ -55,8 +55,9 @@ class Broker:
         self._core: _core.BrokerCore | None = core
         self._monitor = segment.monitor()
         self._listeners: list[Listener] = []
-        self._serving = threading.Lock()  # held by the thread that is in serve()
+        self._serving = threading.Lock()  # held by the thread that is in serve(), or closes
         self._serving_thread: threading.Thread | None = None
+        self._closing_thread: threading.Thread | None = None
         self._background: threading.Thread | None = None
         self._background_error: BaseException | None = None
         lifecycle.register_broker(self)
@@ -91,7 +92,7 @@ class Broker:
             whole("max_publishers", max_publishers, 1, _core.MAX_PUBLISHERS),
         )
         ring = RingName.parse(name)
-        with lifecycle.signals_held():  # until somebody is there who unlinks the segment
+        with signals.deferred():  # until somebody is there who unlinks the segment
             return cls._create(ring, geometry, mode, spin_us, replace_dead)
 
     @classmethod
@@ -175,14 +176,17 @@ class Broker:
         if timeout is not None:
             timeout = number("timeout", timeout)
         core = self._open_core()
-        if not self._serving.acquire(blocking=False):
-            raise MisuseError(f"another thread is serving {self.name} already")
-        self._serving_thread = threading.current_thread()
         try:
+            with signals.deferred():  # the lock is held if, and only if, the thread is known
+                if not self._serving.acquire(blocking=False):
+                    raise MisuseError(f"another thread is serving {self.name} already")
+                self._serving_thread = threading.current_thread()
             outcome = core.serve(timeout)
         finally:
-            self._serving_thread = None
-            self._serving.release()
+            with signals.deferred():
+                if self._serving_thread is threading.current_thread():
+                    self._serving_thread = None
+                    self._serving.release()
         if outcome == "corrupt":
             raise CorruptSegment(
                 f"the ring {self.name} is damaged: {core.corruption}",
@@ -209,14 +213,8 @@ class Broker:
         """
         if self._core is None:
             return
-        self._core.stop()
-        background = self._background
-        if background is not None and background is not threading.current_thread():
-            background.join()
-            self._background = None
-            error, self._background_error = self._background_error, None
-            if error is not None:
-                raise error
+        self._end_background(self._core)
+        self._raise_background_error()
 
     def stats(self) -> BrokerStats:
         """The counters now; costs the broker nothing. Works after `close`, too."""
@@ -236,23 +234,31 @@ class Broker:
         )
 
     def close(self) -> None:
-        """Accepts what is committed, tells the publishers, unlinks the segment. Idempotent."""
+        """Accepts what is committed, tells the publishers, unlinks the segment. Idempotent.
+
+        Waits for the thread that is in `serve`. Raises what ended the background thread. A SIGTERM
+        or Ctrl-C meanwhile takes effect afterwards; a second one ends that wait, if it is for a
+        thread that does not come back, and the segment is unlinked without it.
+        """
         core = self._core
-        if core is None:
-            return
+        if core is None or self._closing_thread is threading.current_thread():
+            return  # a signal handler that closes meets a close() that goes on after it
         if self._serving_thread is threading.current_thread():
             raise MisuseError(f"close() of {self.name} was called inside its serve()", "use stop()")
-        try:
-            self.stop()
-        finally:
-            with self._serving:  # whoever serves has been told to end
-                self._core = None
-            core.retire()
-            for listener in self._listeners:  # now: they tell what was accepted, and that it ends
-                listener.stop()
-            self._segment.unlink()
-            self._segment.close()
-            lifecycle.unregister_broker(self)
+        with signals.deferred() as deferral:
+            ended = False
+            try:
+                with deferral.second_at_once():
+                    self._end_background(core)
+                    self._serving.acquire()  # who serves was told to end; nobody begins any more
+                    self._closing_thread = threading.current_thread()
+                ended = True
+                core.retire()
+                for listener in self._listeners:  # now: they tell what was accepted, and the end
+                    listener.stop()
+            finally:
+                self._give_back(ended)
+        self._raise_background_error()
 
     def interrupt_serve(self) -> bool:
         """Part of `lifecycle`: ends serve() if the main thread is in it."""
@@ -299,3 +305,29 @@ class Broker:
             self.serve()
         except BaseException as error:  # told to whoever calls stop() or close()
             self._background_error = error
+
+    def _end_background(self, core: _core.BrokerCore) -> None:
+        """Ends `serve` in whatever thread it runs, and waits for the background thread."""
+        core.stop()
+        background = self._background
+        if background is not None and background is not threading.current_thread():
+            background.join()
+            self._background = None
+
+    def _give_back(self, ended: bool) -> None:
+        """Unlinks the segment. Unless serve() has `ended`, its thread keeps what it uses."""
+        try:
+            self._segment.unlink()
+            if ended:
+                self._segment.close()
+        finally:
+            self._core = None
+            self._closing_thread = None
+            if ended:
+                self._serving.release()
+            lifecycle.unregister_broker(self)
+
+    def _raise_background_error(self) -> None:
+        error, self._background_error = self._background_error, None
+        if error is not None:
+            raise error

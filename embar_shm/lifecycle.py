@@ -7,6 +7,9 @@
   `Broker.serve` in the main thread, which then returns; where the main thread is elsewhere, raises
   SystemExit(143) there, so that ``with`` blocks and exit handlers unlink. Only a main thread can
   install a handler: where all brokers are created in other threads, the program needs one.
+- SIGTERM and SIGINT, whoever handles them, while a broker is created or closed: take effect when
+  that is complete (`signals`). Only the wait for a thread that is in `Broker.serve` and does not
+  come back is ended by a second one; the segment is unlinked all the same.
 """
 
 from __future__ import annotations
@@ -17,18 +20,13 @@ import signal
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
 
-__all__ = [
-    "Participant",
-    "register_broker",
-    "register_publisher",
-    "signals_held",
-    "unregister_broker",
-]
+from embar_shm import signals
+
+__all__ = ["Participant", "register_broker", "register_publisher", "unregister_broker"]
 
 
 class Participant(Protocol):
@@ -60,19 +58,9 @@ def register_broker(broker: _Broker) -> None:
     _brokers.add(broker)
     if (
         threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and signals.handler_of(signal.SIGTERM) is signal.SIG_DFL
     ):
-        signal.signal(signal.SIGTERM, _on_sigterm)
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Holds SIGTERM and SIGINT back in this thread, so that nothing half made is left behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signals.install(signal.SIGTERM, _on_sigterm)
 
 
 def unregister_broker(broker: _Broker) -> None:
@@ -81,9 +69,9 @@ def unregister_broker(broker: _Broker) -> None:
     if (
         not _brokers
         and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is _on_sigterm
+        and signals.handler_of(signal.SIGTERM) is _on_sigterm
     ):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signals.install(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _on_sigterm(number: int, _frame: FrameType | None) -> Any:
@@ -93,14 +81,23 @@ def _on_sigterm(number: int, _frame: FrameType | None) -> Any:
 
 
 def _close_all() -> None:
-    for participant in [*_publishers, *_brokers]:
-        try:
-            participant.close()
-        except Exception:  # told on stderr; the others are closed all the same
-            traceback.print_exc()
+    with suppress(SystemExit), signals.deferred() as deferral:  # the program is ending already
+        for publisher in list(_publishers):
+            _publishers.discard(publisher)  # one attempt: what it raises is told once
+            try:
+                with deferral.second_at_once():  # it may wait for a call of another thread
+                    publisher.close()
+            except BaseException:  # told on stderr; the others are closed all the same
+                traceback.print_exc()
+        for broker in list(_brokers):
+            try:
+                broker.close()
+            except BaseException:
+                traceback.print_exc()
 
 
 def _after_fork_in_child() -> None:
+    signals.forget()
     for participant in [*_publishers, *_brokers]:
         participant.after_fork_in_child()
     _publishers.clear()
@@ -109,5 +106,8 @@ def _after_fork_in_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+# Twice, because a signal may arrive between two exit functions: its handler then runs, and raises,
+# where the next one begins. The second call closes what the first did not come to.
+atexit.register(_close_all)
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork_in_child)

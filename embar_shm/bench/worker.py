@@ -76,9 +76,6 @@ def _broker(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
         _say("listening", address=listener.address)
         threading.Thread(target=obey, daemon=True).start()
         broker.serve()
-        # The end has come, by a command or by the coordinator's death: a SIGTERM that follows it
-        # must not interrupt the clean-up.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         listener.stop()
         _say("done", usage=usage_since(before[0]))
 
