@@ -18,6 +18,8 @@ from typing import Any
 
 from bench_common import interleave, machine, spread, table
 
+from embar_shm.bench.usage import by_role
+
 REPORT = ["--workload", "report"]
 CONFIGURATIONS = {
     "report, one at a time": REPORT,
@@ -59,7 +61,9 @@ def main() -> None:
     rows = []
     for name, results in found.items():
         cpu = [
-            sum(u["cpu_seconds"] for u in r["system"].values()) / r["throughput"]["batches"] * 1e6
+            sum(u["cpu_seconds"] for u in by_role(r["system"]).values())
+            / r["throughput"]["batches"]
+            * 1e6
             for r in results
         ]
         copies = [r["ceilings"]["memory_copy"] for r in results]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from embar_shm.bench.result import Result
+from embar_shm.bench.usage import by_role
 from embar_shm.errors import ConfigurationError
 
 __all__ = ["COLUMNS", "append_row", "check_file"]
@@ -116,6 +117,6 @@ def _row(result: Result) -> list[object]:
         "bytes_per_second": f"{t['bytes_per_second']:.0f}",
         "messages_per_second": f"{t['messages_per_second']:.0f}",
         "memory_copy_share": f"{ceiling['share']:.4f}" if ceiling else "",
-        "cpu_seconds": f"{sum(u['cpu_seconds'] for u in result['system'].values()):.4f}",
+        "cpu_seconds": f"{sum(u['cpu_seconds'] for u in by_role(result['system']).values()):.4f}",
     }
     return [row[column] for column in COLUMNS]

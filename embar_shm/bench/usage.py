@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import resource
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
 
-__all__ = ["Usage", "total", "usage_now", "usage_since"]
+__all__ = ["ROLES", "Usage", "by_role", "total", "usage_now", "usage_since"]
+
+ROLES: Final = ("broker", "publisher")
 
 
 class Usage(TypedDict):
-    """Of one process or several; `max_rss_bytes` is a peak, the rest are sums."""
+    """Of one process or several; `max_rss_bytes` is a peak, the rest are sums.
+
+    `cpu_seconds` is `user_seconds` (its own code, Python's and ours) plus `kernel_seconds` (the
+    kernel at work for it: system calls, page faults).
+    """
 
     cpu_seconds: float
+    user_seconds: float
+    kernel_seconds: float
     voluntary_switches: int
     involuntary_switches: int
     max_rss_bytes: int
@@ -22,6 +31,8 @@ def usage_now() -> Usage:
     r = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "cpu_seconds": r.ru_utime + r.ru_stime,
+        "user_seconds": r.ru_utime,
+        "kernel_seconds": r.ru_stime,
         "voluntary_switches": r.ru_nvcsw,
         "involuntary_switches": r.ru_nivcsw,
         "max_rss_bytes": r.ru_maxrss * 1024,  # Linux counts in KiB
@@ -33,6 +44,8 @@ def usage_since(before: Usage) -> Usage:
     now = usage_now()
     return {
         "cpu_seconds": now["cpu_seconds"] - before["cpu_seconds"],
+        "user_seconds": now["user_seconds"] - before["user_seconds"],
+        "kernel_seconds": now["kernel_seconds"] - before["kernel_seconds"],
         "voluntary_switches": now["voluntary_switches"] - before["voluntary_switches"],
         "involuntary_switches": now["involuntary_switches"] - before["involuntary_switches"],
         "max_rss_bytes": now["max_rss_bytes"],
@@ -43,7 +56,14 @@ def total(usages: list[Usage]) -> Usage:
     """Several processes together; the peak of memory is the largest process's."""
     return {
         "cpu_seconds": sum(u["cpu_seconds"] for u in usages),
+        "user_seconds": sum(u["user_seconds"] for u in usages),
+        "kernel_seconds": sum(u["kernel_seconds"] for u in usages),
         "voluntary_switches": sum(u["voluntary_switches"] for u in usages),
         "involuntary_switches": sum(u["involuntary_switches"] for u in usages),
         "max_rss_bytes": max((u["max_rss_bytes"] for u in usages), default=0),
     }
+
+
+def by_role(system: Mapping[str, Any]) -> dict[str, Usage]:
+    """The usages in a result's `system`, which has more than those; a role may be absent."""
+    return {role: system[role] for role in ROLES if role in system}

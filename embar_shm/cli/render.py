@@ -13,6 +13,7 @@ from rich.table import Table
 
 from embar_shm.bench.coordinator import Progress
 from embar_shm.bench.result import Result
+from embar_shm.bench.usage import by_role
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
@@ -23,7 +24,8 @@ _STAGES = (
     ("publisher.buffer_write", "copy one message into the batch"),
     ("publisher.wait_space", "wait until a slot can be claimed"),
     ("broker.get_buffer", "claim the slot"),
-    ("publisher.send_payload", "header, commit, wake the broker"),
+    ("publisher.send_payload", "commit and wake the broker, or send"),
+    ("broker.receive", "receive the batch into its slot"),
     ("broker.queue", "from the commit to the broker"),
     ("broker.validate", "check and acknowledge"),
     ("broker.release", "free the slot, wake who waits"),
@@ -88,7 +90,9 @@ def result(found: Result) -> None:
         "stage", "what", "count", "mean us", "p50 us", "p99 us", "max us", title="Stages"
     )
     for name, what in _STAGES:
-        stage = found["stages"][name]
+        stage = found["stages"].get(name)
+        if not stage or not stage["count"]:  # not a step of this transport, or nothing was sampled
+            continue
         stages.add_row(
             name,
             what,
@@ -97,12 +101,18 @@ def result(found: Result) -> None:
         )
     console.print(stages)
     system = _table(
-        "role", "CPU s", "voluntary switches", "involuntary switches", "largest RSS", title="System"
+        *("role", "CPU s", "user", "kernel", "voluntary switches", "involuntary switches"),
+        "largest RSS",
+        title="System",
     )
-    for role, usage in found["system"].items():
+    for role, usage in by_role(found["system"]).items():
         system.add_row(
             role,
             f"{usage['cpu_seconds']:.3f}",
+            *(
+                _share(usage[part], usage["cpu_seconds"])
+                for part in ("user_seconds", "kernel_seconds")
+            ),
             f"{usage['voluntary_switches']:,}",
             f"{usage['involuntary_switches']:,}",
             f"{usage['max_rss_bytes'] / 2**20:,.1f} MiB",
@@ -111,6 +121,10 @@ def result(found: Result) -> None:
     console.print(_summary(found))
     for warning in found["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
 
 
 def _summary(found: Result) -> Table:

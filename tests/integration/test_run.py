@@ -91,7 +91,9 @@ def test_the_result_has_every_field_of_its_schema(producer: str, ack: str) -> No
     assert set(result["system"]) == {"broker", "publisher"}
     for usage in result["system"].values():
         assert usage["max_rss_bytes"] > 2**20
-        assert usage["cpu_seconds"] >= 0
+        assert usage["cpu_seconds"] > 0
+        parts = usage["user_seconds"] + usage["kernel_seconds"]
+        assert usage["cpu_seconds"] == pytest.approx(parts)
     assert result["memory"]["segment_bytes"] > 2 * 8 * 16 * 1024
     assert result["environment"]["cpus_available"] >= 1
     assert any("ms: raise total_bytes" in w for w in result["warnings"])
