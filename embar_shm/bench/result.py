@@ -7,10 +7,11 @@ bytes; throughput counts message bytes only.
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import Usage
+from embar_shm.bench.verdict import Verdict, verdict
 from embar_shm.config import LoadedConfig, Parameter
 from embar_shm.errors import IntegrityError
 
@@ -46,6 +47,8 @@ class Result(TypedDict):
     memory: dict[str, int]
     environment: dict[str, Any]
     warnings: list[str]
+    verdict: NotRequired[Verdict]
+    """Made from all of the above, last."""
 
 
 def build(
@@ -83,7 +86,7 @@ def build(
             "bytes_per_second": copy_bytes_per_second,
             "share": rate / copy_bytes_per_second,
         }
-    return {
+    result: Result = {
         "schema": SCHEMA,
         "started": started,
         "startup_seconds": startup_seconds,
@@ -105,6 +108,8 @@ def build(
         "environment": environment,
         "warnings": _warnings(config, elapsed_seconds, counters),
     }
+    result["verdict"] = verdict(result)
+    return result
 
 
 def _check(integrity: Integrity) -> None:

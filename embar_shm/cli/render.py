@@ -14,6 +14,7 @@ from rich.table import Table
 from embar_shm.bench.coordinator import Progress
 from embar_shm.bench.result import Result
 from embar_shm.bench.usage import by_role
+from embar_shm.cli import render_verdict
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
@@ -119,6 +120,9 @@ def result(found: Result) -> None:
         )
     console.print(system)
     console.print(_summary(found))
+    if "verdict" in found:
+        render_verdict.verdict(console, found["verdict"])
+        console.print()
     for warning in found["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {warning}")
 

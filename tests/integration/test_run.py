@@ -17,6 +17,7 @@ from command import COMMAND, SMALL, embar_shm, leftovers_of, started
 
 from embar_shm.address import RingName, existing_rings
 from embar_shm.bench.csvfile import COLUMNS
+from embar_shm.bench.verdict import verdict
 from embar_shm.errors import EmbarError
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
@@ -49,6 +50,7 @@ def test_a_run_prints_parameters_stages_and_a_result_with_nothing_lost() -> None
     assert "flag --brokers" in done.stdout
     assert "publisher.buffer_write" in done.stdout
     assert "2 brokers, 4 publishers" in done.stdout
+    assert "outside the stages" in done.stdout.partition("Verdict")[2]
     assert "4,000 sent, 4,000 accepted, 0 lost, 0 duplicated, 0 reordered, 0 corrupt" in done.stdout
     assert done.stderr == "", "progress is for terminals"
     assert leftovers_of(done.pid) == []
@@ -97,6 +99,12 @@ def test_the_result_has_every_field_of_its_schema(producer: str, ack: str) -> No
     assert result["memory"]["segment_bytes"] > 2 * 8 * 16 * 1024
     assert result["environment"]["cpus_available"] >= 1
     assert any("ms: raise total_bytes" in w for w in result["warnings"])
+    # The analysis is that of the result it stands in, as anybody can repeat it.
+    analysis = result.pop("verdict")
+    assert analysis == json.loads(json.dumps(verdict(result)))
+    assert analysis["broker"] is not None
+    sampled = producer == "one"  # 16 calls of each publisher are too few for one in 64
+    assert (analysis["publisher"] is not None) == sampled
 
 
 def test_the_result_names_the_file_and_line_that_set_a_parameter(tmp_path: Path) -> None:

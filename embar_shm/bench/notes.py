@@ -1,0 +1,94 @@
+"""Rules on what is worth knowing, whatever bounds the run: where the CPU time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from embar_shm.bench.facts import Facts, Found, Rule, limit
+
+__all__ = ["RULES"]
+
+
+def _calling(facts: Facts) -> Found | None:
+    if (work := _user_ns_per_message(facts)) is None:
+        return None
+    user_ns, copy_ns = work
+    outside = 1 - copy_ns / user_ns
+    if outside < limit("main part"):
+        return None
+    one = facts.of("producer") == "one"
+    return Found(
+        f"Calling costs more than copying: a message takes a publisher {user_ns:.1f} ns outside "
+        f"the kernel, and {copy_ns:.1f} ns of them are its copy.",
+        {"user_ns_per_message": user_ns, "copy_ns_per_message": copy_ns, "share": outside},
+        "many messages per call: --producer many (publish_many)"
+        if one
+        else "more messages per call (--messages-per-call)",
+    )
+
+
+def _copying(facts: Facts) -> Found | None:
+    if (work := _user_ns_per_message(facts)) is None:
+        return None
+    user_ns, copy_ns = work
+    share = copy_ns / user_ns
+    if share < limit("main part"):
+        return None
+    return Found(
+        f"Copying messages into the batch is most of a publisher's own work: {copy_ns:.1f} of "
+        f"{user_ns:.1f} ns per message outside the kernel ({share:.0%}).",
+        {"user_ns_per_message": user_ns, "copy_ns_per_message": copy_ns, "share": share},
+        "reserve(): write a message where it will be read, without a copy",
+    )
+
+
+def _user_ns_per_message(facts: Facts) -> tuple[float, float] | None:
+    """A publisher's CPU time outside the kernel for a message, and the median of its copy."""
+    usage = facts.usages.get("publisher")
+    stage = facts.result.get("stages", {}).get("publisher.buffer_write")
+    messages = facts.throughput["messages"]
+    if usage is None or not usage.get("user_seconds") or not messages:
+        return None
+    if not stage or not stage["p50_us"]:
+        return None
+    return usage["user_seconds"] / messages * 1e9, stage["p50_us"] * 1e3
+
+
+def _in_kernel(facts: Facts) -> Found | None:
+    share = facts.kernel_share
+    if share is None or share < limit("main part"):
+        return None
+    kernel, cpu = facts.sum_of("kernel_seconds"), facts.sum_of("cpu_seconds")
+    return Found(
+        f"The kernel does most of the work: {kernel:.3g} of {cpu:.3g} s of CPU time "
+        f"({share:.0%}). It is not Python that limits this path.",
+        {"kernel_share": share, "kernel_seconds": kernel, "cpu_seconds": cpu},
+        _less_kernel(facts),
+    )
+
+
+def _less_kernel(facts: Facts) -> str:
+    if facts.of("transport") == "shm":
+        return "larger batches: fewer wake-ups and process switches per byte"
+    return "shm, if both sides are on one machine; else larger batches, or more CPUs"
+
+
+def _instrumented(facts: Facts) -> Found | None:
+    found: Mapping[str, float | None] = facts.result.get("instrumentation") or {}
+    share, every = found.get("overhead_share"), found.get("sample_every")
+    if share is None or share <= limit("overhead"):
+        return None
+    return Found(
+        f"Taking stage times cost {share:.1%} of this run.",
+        {"overhead_share": share} | ({} if every is None else {"sample_every": every}),
+        f"--sample-every {int(every) * 4}" if every else "a larger --sample-every",
+    )
+
+
+RULES: Final = (
+    Rule("calling costs most", "note", _calling),
+    Rule("copying costs most", "note", _copying),
+    Rule("the kernel costs most", "note", _in_kernel),
+    Rule("measuring costs", "note", _instrumented),
+)
