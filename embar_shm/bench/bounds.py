@@ -52,14 +52,12 @@ def _cpus_full(facts: Facts) -> Found | None:
     if facts.processes > facts.cpus:
         evidence["processes"] = facts.processes
         sentence += f" {facts.processes} processes take turns: their waits are mostly turns."
-    return Found(
-        sentence, evidence, "less work per batch: the notes say where it goes; or more CPUs"
-    )
+    return Found(sentence, evidence, "less work per batch, or more CPUs")
 
 
 def _publishers_busy(facts: Facts) -> Found | None:
     usage, count = facts.usages.get("publisher"), facts.of("publishers")
-    if usage is None or not count:
+    if usage is None or not count or facts.cpus_are_full:
         return None
     elapsed = facts.throughput["elapsed_seconds"]
     share = breakdown.ratio(usage["cpu_seconds"] / count, elapsed)
@@ -154,8 +152,10 @@ def _fewer_acks(_facts: Facts) -> str:
 
 
 def _one_at_a_time(facts: Facts) -> Found | None:
-    c = facts.connections
-    if c is None or facts.cpus_are_full or c["count"] < 2 or c["at_once"] > limit("at once"):
+    c, cpu_share = facts.connections, facts.cpu_share
+    if c is None or c["count"] < 2 or c["at_once"] > limit("at once"):
+        return None
+    if cpu_share is not None and cpu_share > limit("CPUs idle"):
         return None
     return Found(
         f"Connections take turns: {c['count']} of them move what {c['at_once']:.1f} would move "

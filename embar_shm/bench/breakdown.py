@@ -24,6 +24,7 @@ __all__ = [
     "broker_side",
     "ceiling",
     "connections",
+    "copy_us",
     "cpu_share",
     "has_ingest",
     "parameter",
@@ -144,6 +145,15 @@ def per_batch_us(result: Mapping[str, Any], stage: str, figure: str = "mean_us")
     return us
 
 
+def copy_us(result: Mapping[str, Any]) -> float | None:
+    """Copying one message, typically: the median, or where the clock is too coarse for that, the
+    mean. None when it was not sampled."""
+    if not _samples(result, _BUFFER_WRITE):
+        return None
+    stage = result["stages"][_BUFFER_WRITE]
+    return float(stage["p50_us"] or stage["mean_us"]) or None
+
+
 def publisher_side(result: Mapping[str, Any]) -> PublisherSide | None:
     """A batch's time on one publisher: wall time of the run x publishers / batches.
 
@@ -241,9 +251,10 @@ def _slowest_thread(result: Mapping[str, Any]) -> tuple[str, float] | None:
         times = [per_batch_us(result, stage, "p50_us") for stage in stages]
         return sum(time for time in times if time is not None)
 
-    fill = median(_BUFFER_WRITE)
-    if not fill:  # not sampled, or messages so small that the clock does not see them
+    one, batches = copy_us(result), _batches(result)
+    if one is None or not batches:
         return None
+    fill = one * float(result["throughput"]["messages"]) / batches
     if not has_ingest(result):
         return "fill and commit", fill + median(_GET_BUFFER, "publisher.send_payload")
     threads = {

@@ -29,6 +29,9 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "CPUs full": Limit(
         0.9, "of the CPU time there was; the rest goes to the beginning and end of a run"
     ),
+    "CPUs idle": Limit(
+        0.5, "of the CPU time there was, at most; with less left over, turns are turns on the CPUs"
+    ),
     "thread full": Limit(
         0.9, "of a thread's wall time, for the same reason; a queue in front of it never empties"
     ),
@@ -40,6 +43,8 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "main part": Limit(0.5, "more than everything else together"),
     "at once": Limit(1.2, "connections; what one at a time moves, plus the medians' error"),
     "lost": Limit(0.01, "retransmits per batch; each may cost 200 ms, Linux's shortest timeout"),
+    "rounds": Limit(3, "rounds of a comparison; a spread needs so many, unless all is clear"),
+    "same": Limit(0.1, "difference between two transports; as much as runs of one of them differ"),
     "overhead": Limit(0.02, "what measuring may cost at the default, by this project's goals"),
 }
 """Every threshold of the rules."""

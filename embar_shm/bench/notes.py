@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from embar_shm.bench import breakdown
 from embar_shm.bench.facts import Facts, Found, Rule, limit
 
 __all__ = ["RULES"]
@@ -44,15 +45,12 @@ def _copying(facts: Facts) -> Found | None:
 
 
 def _user_ns_per_message(facts: Facts) -> tuple[float, float] | None:
-    """A publisher's CPU time outside the kernel for a message, and the median of its copy."""
-    usage = facts.usages.get("publisher")
-    stage = facts.result.get("stages", {}).get("publisher.buffer_write")
+    """A publisher's CPU time outside the kernel for a message, and what its copy takes of it."""
+    usage, copy_us = facts.usages.get("publisher"), breakdown.copy_us(facts.result)
     messages = facts.throughput["messages"]
-    if usage is None or not usage.get("user_seconds") or not messages:
+    if usage is None or copy_us is None or not usage.get("user_seconds") or not messages:
         return None
-    if not stage or not stage["p50_us"]:
-        return None
-    return usage["user_seconds"] / messages * 1e9, stage["p50_us"] * 1e3
+    return usage["user_seconds"] / messages * 1e9, copy_us * 1e3
 
 
 def _in_kernel(facts: Facts) -> Found | None:

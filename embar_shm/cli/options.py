@@ -14,7 +14,7 @@ import click
 
 from embar_shm.config import KEYS, Key, LoadedConfig, builtin_names, load
 
-__all__ = ["config_options", "load_from_flags"]
+__all__ = ["config_options", "config_options_without", "load_from_flags"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -24,12 +24,22 @@ def config_options(command: _Command) -> _Command:
 
     The command receives them as keyword arguments; pass all of those to `load_from_flags`.
     """
+    return config_options_without()(command)
+
+
+def config_options_without(*names: str) -> Callable[[_Command], _Command]:
+    """`config_options` for a command that decides some keys itself: these have no flags."""
     options = [*_source_options()]
     for key in KEYS:
-        options += [_key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
-    for option in reversed(options):  # decorators apply from the bottom up; help lists top down
-        command = option(command)
-    return command
+        if key.name not in names:
+            options += [_key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):  # decorators apply from the bottom up; help from the top
+            command = option(command)
+        return command
+
+    return add
 
 
 def load_from_flags(

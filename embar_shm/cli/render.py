@@ -18,10 +18,10 @@ from embar_shm.cli import render_verdict
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
-__all__ = ["parameters", "progress", "result"]
+__all__ = ["STAGES", "open_console", "parameters", "progress", "result"]
 
 _SIZES = {key.name for key in KEYS if key.is_size}
-_STAGES = (
+STAGES = (
     ("publisher.buffer_write", "copy one message into the batch"),
     ("publisher.wait_space", "wait until a slot can be claimed"),
     ("broker.get_buffer", "claim the slot"),
@@ -34,7 +34,8 @@ _STAGES = (
 )
 
 
-def _console(stderr: bool = False) -> Console:
+def open_console(stderr: bool = False) -> Console:
+    """A console for tables: as wide as the terminal, or as tables need it in files and pipes."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = 110  # files and pipes: do not break lines at an arbitrary 80
@@ -57,13 +58,13 @@ def parameters(values: Mapping[str, Parameter], *, origins: bool = True) -> None
         value = parameter["value"]
         shown = format_size(value) if name in _SIZES and isinstance(value, int) else str(value)
         table.add_row(*([name, shown, parameter["origin"]] if origins else [name, shown]))
-    _console().print(table)
+    open_console().print(table)
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[Progress], None]]:
     """Shows a bar on stderr while a run is going on; nothing when stderr is no terminal."""
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     bar = ProgressBar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,21 +77,25 @@ def progress() -> Iterator[Callable[[Progress], None]]:
     with bar:
         task = bar.add_task("start", total=None)
 
+        phase = ""
+
         def show(now: Progress) -> None:
-            bar.update(
-                task, description=now.phase, completed=now.payload_bytes, total=now.total_bytes
-            )
+            nonlocal phase
+            if now.phase != phase:  # its speed is its own
+                phase = now.phase
+                bar.reset(task, description=phase)
+            bar.update(task, completed=now.payload_bytes, total=now.total_bytes)
 
         yield show
 
 
 def result(found: Result) -> None:
     """The result as tables."""
-    console = _console()
+    console = open_console()
     stages = _table(
         "stage", "what", "count", "mean us", "p50 us", "p99 us", "max us", title="Stages"
     )
-    for name, what in _STAGES:
+    for name, what in STAGES:
         stage = found["stages"].get(name)
         if not stage or not stage["count"]:  # not a step of this transport, or nothing was sampled
             continue

@@ -19,9 +19,9 @@ _WIDTH: Final = 100  # longer lines of text are hard to read, however wide the t
 _NOT_SHOWN: Final = 0.005  # shares that would be printed as 0 %
 
 
-def verdict(console: Console, found: Verdict) -> None:
+def verdict(console: Console, found: Verdict, title: str = "Verdict") -> None:
     """Where a batch's time went on each side, what the connections reached, and what bounds it."""
-    table = lines(console, "Verdict")
+    table = lines(console, title)
     if (publisher := found["publisher"]) is not None:
         table.add_row("publisher", _publisher(publisher))
     if (broker := found["broker"]) is not None:

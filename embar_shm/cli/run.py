@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from embar_shm.bench.coordinator import run
 from embar_shm.bench.csvfile import append_row, check_file
 from embar_shm.cli import render
 from embar_shm.cli.options import config_options, load_from_flags
+from embar_shm.cli.output import check_writable, replace
 
 __all__ = ["run_command"]
 
@@ -43,7 +42,7 @@ def run_command(as_json: bool, output: Path | None, csv_path: Path | None, **fla
     config = load_from_flags(flags)
     for path in (output, csv_path):
         if path is not None:
-            _check_writable(path)
+            check_writable(path)
     if csv_path is not None:
         check_file(csv_path)
     if not as_json:
@@ -57,37 +56,6 @@ def run_command(as_json: bool, output: Path | None, csv_path: Path | None, **fla
         render.result(result)
     sys.stdout.flush()
     if output is not None:
-        _replace(output, text + "\n")
+        replace(output, text + "\n")
     if csv_path is not None:
         append_row(csv_path, result)
-
-
-def _check_writable(path: Path) -> None:
-    """Finds out before the run, not after it. Leaves nothing behind."""
-    if not path.parent.is_dir():
-        raise click.UsageError(f"the folder {str(path.parent)!r} does not exist")
-    if path.exists():
-        with path.open("a"):
-            return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-        pass
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old result or the new one, never half of one."""
-    if path.exists() and not path.is_file():  # a device, a pipe
-        path.write_text(text)
-        return
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    temporary = Path(file.name)
-    temporary.chmod(0o666 & ~_umask())
-    temporary.replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

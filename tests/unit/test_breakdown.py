@@ -84,6 +84,14 @@ def test_a_connection_over_shared_memory_fills_claims_and_commits() -> None:
     assert found["at_once"] == pytest.approx(4 * 0.488)
 
 
+def test_a_copy_too_short_for_the_clocks_median_counts_with_its_mean() -> None:
+    found = breakdown.connections(changed(SHM, {"stages.publisher.buffer_write.p50_us": 0.0}))
+    assert found is not None
+    assert found["batch_us"] == pytest.approx(588)
+    nothing = {"stages.publisher.buffer_write": {"count": 9, "mean_us": 0.0, "p50_us": 0.0}}
+    assert breakdown.connections(changed(SHM, nothing)) is None
+
+
 def test_a_connection_over_sockets_is_as_fast_as_its_slowest_thread() -> None:
     found = breakdown.connections(TCP)
     assert found is not None

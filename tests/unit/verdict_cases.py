@@ -205,6 +205,11 @@ CASES = [
     ),
     Case("publishers are busy", False, {"system.publisher.cpu_seconds": 3.5}),
     Case(
+        "publishers are busy",
+        False,  # more of them would not help
+        {"system.publisher.cpu_seconds": 3.8, "environment.cpus_available": 4},
+    ),
+    Case(
         "brokers are busy",
         True,
         {"stages.broker.validate.mean_us": 450.0, "stages.broker.release.mean_us": 20.0},
@@ -287,8 +292,8 @@ CASES = [
     ),
     Case(
         "connections take turns",
-        False,  # they take turns on the CPUs, which another rule tells
-        {"stages.publisher.buffer_write.p50_us": 0.1, "environment.cpus_available": 3},
+        False,  # they take turns on the CPUs
+        {"stages.publisher.buffer_write.p50_us": 0.1, "environment.cpus_available": 5},
     ),
     Case(
         "unknown",
@@ -330,7 +335,15 @@ CASES = [
         needs=("stages.publisher.buffer_write", "system.publisher.user_seconds"),
     ),
     Case("copying costs most", False, {"stages.publisher.buffer_write.p50_us": 0.24}),
-    Case("copying costs most", False, {"stages.publisher.buffer_write.p50_us": 0.0}),
+    Case(
+        "copying costs most",
+        True,  # a copy too short for the clock has a mean all the same
+        {
+            "stages.publisher.buffer_write.p50_us": 0.0,
+            "stages.publisher.buffer_write.mean_us": 0.26,
+        },
+        evidence={"copy_ns_per_message": 260.0},
+    ),
     Case(
         "the kernel costs most",
         True,
