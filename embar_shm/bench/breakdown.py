@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
+from embar_shm.bench.usage import ROLES, by_role
+
 __all__ = [
     "BrokerSide",
     "Ceiling",
@@ -114,7 +116,7 @@ class Ceiling(TypedDict):
 
 def parameter(result: Mapping[str, Any], name: str) -> Any:
     """The value of a parameter; None when this result has no such parameter."""
-    return result.get("parameters", {}).get(name, {}).get("value")
+    return ((result.get("parameters") or {}).get(name) or {}).get("value")
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
@@ -224,7 +226,7 @@ def connections(result: Mapping[str, Any]) -> Connections | None:
 def ceiling(result: Mapping[str, Any]) -> Ceiling | None:
     """`tcp_loopback` for tcp, `memory_copy` for everything else; None when not measured."""
     name = _CEILINGS.get(str(parameter(result, "transport")), "memory_copy")
-    found = result.get("ceilings", {}).get(name)
+    found = (result.get("ceilings") or {}).get(name)
     if not found:
         return None
     return {
@@ -236,9 +238,9 @@ def ceiling(result: Mapping[str, Any]) -> Ceiling | None:
 
 def cpu_share(result: Mapping[str, Any]) -> float | None:
     """CPU time of all processes of the run by what its CPUs had; None when one is not known."""
-    usages = [u for role, u in result.get("system", {}).items() if role in ("broker", "publisher")]
-    cpus = result.get("environment", {}).get("cpus_available")
-    if len(usages) < 2 or not cpus:  # of a remote run only one side is known
+    usages = by_role(result.get("system") or {}).values()
+    cpus = (result.get("environment") or {}).get("cpus_available")
+    if len(usages) < len(ROLES) or not cpus:  # of a remote run only one side is known
         return None
     had = result["throughput"]["elapsed_seconds"] * cpus
     return ratio(sum(usage["cpu_seconds"] for usage in usages), had)
@@ -277,7 +279,7 @@ def _parts(result: Mapping[str, Any], stages: tuple[str, ...], batch_us: float) 
 
 
 def _samples(result: Mapping[str, Any], stage: str) -> int:
-    return int(result.get("stages", {}).get(stage, {}).get("count", 0))
+    return int(((result.get("stages") or {}).get(stage) or {}).get("count") or 0)
 
 
 def _batches(result: Mapping[str, Any]) -> float:

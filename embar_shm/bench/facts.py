@@ -71,8 +71,8 @@ class Facts:
         self.broker = breakdown.broker_side(result)
         self.connections = breakdown.connections(result)
         self.ceiling = breakdown.ceiling(result)
-        self.usages: dict[str, Usage] = by_role(result.get("system", {}))
-        self.sockets: Mapping[str, float] = result.get("system", {}).get("sockets") or {}
+        self.usages: dict[str, Usage] = by_role(result.get("system") or {})
+        self.sockets: Mapping[str, float] = (result.get("system") or {}).get("sockets") or {}
         self.cpu_share = breakdown.cpu_share(result)
         self.kernel_share = self._share_in_kernel()
 
@@ -86,7 +86,7 @@ class Facts:
 
     @property
     def cpus(self) -> float:
-        return float(self.result.get("environment", {}).get("cpus_available") or 0)
+        return float((self.result.get("environment") or {}).get("cpus_available") or 0)
 
     @property
     def processes(self) -> int:
@@ -99,7 +99,7 @@ class Facts:
 
     def _share_in_kernel(self) -> float | None:
         # The roles' sums are there, or (an old result) they are not: never for one role only.
-        if not all("kernel_seconds" in usage for usage in self.usages.values()):
+        if any(usage.get("kernel_seconds") is None for usage in self.usages.values()):
             return None
         return breakdown.ratio(self.sum_of("kernel_seconds"), self.sum_of("cpu_seconds"))
 

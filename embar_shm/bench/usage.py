@@ -65,5 +65,5 @@ def total(usages: list[Usage]) -> Usage:
 
 
 def by_role(system: Mapping[str, Any]) -> dict[str, Usage]:
-    """The usages in a result's `system`, which has more than those; a role may be absent."""
-    return {role: system[role] for role in ROLES if role in system}
+    """The usages in a result's `system`, which has more than those; a role may not be known."""
+    return {role: system[role] for role in ROLES if system.get(role)}

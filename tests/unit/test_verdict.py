@@ -45,6 +45,7 @@ def test_a_rule_fires_for_its_crafted_result_and_only_then(case: Case) -> None:
 )
 def test_a_rule_without_its_evidence_is_silent(case: Case, missing: str) -> None:
     assert finding_of(without(case.result, missing), case.rule) is None
+    assert finding_of(changed(case.result, {missing: None}), case.rule) is None
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
@@ -101,6 +102,7 @@ def test_whatever_a_result_lacks_is_missing_in_the_verdict_and_no_exception(
         if path.endswith(".cpu_seconds"):  # there from the first version on
             continue
         json.dumps(verdict(without(base, path)), allow_nan=False)
+        json.dumps(verdict(changed(base, {path: None})), allow_nan=False)
     bare = {"throughput": SHM["throughput"]}
     assert verdict(bare) == {
         "publisher": None,
