@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypedDict
@@ -159,6 +159,7 @@ class _Merge:
             self._settings[key.name] = _Setting(value, entry, self._turn)
 
     def finish(self) -> LoadedConfig:
+        self._count_brokers()
         self._check_rules()
         if self.mistakes:
             raise ConfigurationError(
@@ -168,6 +169,23 @@ class _Merge:
         chosen = {key.field: self._value(key) for key in KEYS if key.name in self._settings}
         values = RunConfig.model_validate(chosen)
         return LoadedConfig(values, self._origins(values))
+
+    def _count_brokers(self) -> None:
+        """Brokers that run elsewhere are as many as addresses are given."""
+        connect = self._settings.get("connect")
+        if connect is None or not isinstance(connect.value, str):
+            return
+        count = len(connect.value.split(","))
+        brokers = self._settings.get("brokers")
+        if brokers is not None and brokers.turn > connect.turn and brokers.value != count:
+            self.mistakes.append(
+                f"{brokers.entry.value_place}: {brokers.value} brokers, and connect "
+                f"({connect.entry.origin}) names {count}"
+            )
+        entry = replace(
+            connect.entry, origin=f"derived: addresses in connect ({connect.entry.origin})"
+        )
+        self._settings["brokers"] = _Setting(count, entry, connect.turn)
 
     def _check_rules(self) -> None:
         """Reports each broken rule once, at whichever of its two keys was set last."""

@@ -28,6 +28,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from embar_shm.address import split_address
+from embar_shm.errors import ConfigurationError
 from embar_shm.units import format_size, parse_size
 
 __all__ = ["KEYS", "RULES", "AtMost", "Key", "RunConfig", "broken_rules", "check_value"]
@@ -90,6 +92,32 @@ def _optional_size(value: object) -> int | None:
     return _size(value)
 
 
+def _optional_text(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    if isinstance(value, str):
+        return value.strip()
+    raise ValueError(f"{_quoted(value)} is not text")
+
+
+def _addresses(value: object) -> str | None:
+    """A list of URLs with commas in between. Each is checked by its transport when it is used."""
+    text = _optional_text(value)
+    if text is None:
+        return None
+    urls = [url.strip() for url in text.split(",")]
+    for url in urls:
+        try:
+            split_address(url)
+        except ConfigurationError:
+            raise ValueError(
+                f"{_quoted(url)} is not an address such as tcp://127.0.0.1:7400"
+            ) from None
+    if len(set(urls)) < len(urls):
+        raise ValueError(f"{_quoted(value)} names a broker twice")
+    return ",".join(urls)
+
+
 def _boolean(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -117,15 +145,17 @@ def _transport_name(value: object) -> str:
 
 @dataclass(frozen=True)
 class _Shown:
-    """How a flag's help writes the value of a field."""
+    """How a flag's help writes the value of a field, and a default that is none."""
 
     metavar: str
+    none: str = "none"
 
 
 _Whole = Annotated[int, BeforeValidator(_whole_number), _Shown("N")]
 _Size = Annotated[int, BeforeValidator(_size), _Shown("SIZE")]
 _Seconds = Annotated[float, BeforeValidator(_number), _Shown("SECONDS")]
 _Milliseconds = Annotated[float, BeforeValidator(_number), _Shown("MS")]
+_Path = Annotated[str | None, BeforeValidator(_optional_text), _Shown("PATH")]
 _Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
@@ -143,6 +173,11 @@ class _Fields(BaseModel):
     transport: Annotated[str, BeforeValidator(_transport_name), _Shown("NAME")] = Field(
         default="shm",
         description="How batches reach the brokers: shm, tcp, or an installed plug-in.",
+    )
+    connect: Annotated[str | None, BeforeValidator(_addresses), _Shown("URL,...")] = Field(
+        default=None,
+        description="Publish to brokers that run elsewhere, one URL for each ('embar-shm broker' "
+        "starts one), instead of starting any.",
     )
     brokers: _Whole = Field(
         default=4, ge=1, le=256, description="Broker processes, each with a ring of its own."
@@ -187,7 +222,9 @@ class _Fields(BaseModel):
     slots: _Whole = Field(
         default=8, ge=1, le=4096, description="Batch slots in each broker's ring."
     )
-    slot_size: Annotated[int | None, BeforeValidator(_optional_size), _Shown("SIZE")] = Field(
+    slot_size: Annotated[
+        int | None, BeforeValidator(_optional_size), _Shown("SIZE", "batch_size")
+    ] = Field(
         default=None, ge=1, description="Bytes of batch data a slot holds; none follows batch_size."
     )
     in_flight: _Whole = Field(
@@ -220,6 +257,28 @@ class _Fields(BaseModel):
         validation_alias=AliasChoices("copy"),
         serialization_alias="copy",
         description="How messages are copied into a slot: through the cache, past it, or by size.",
+    )
+    socket_buffer: Annotated[
+        int | None,
+        BeforeValidator(_optional_size),
+        _Shown("SIZE", "what the transport thinks best"),
+    ] = Field(
+        default=None,
+        ge=1,
+        description="tcp: bytes that the kernel should hold for a connection, in each direction.",
+    )
+    token_file: _Path = Field(
+        default=None,
+        description="tcp: a file with the secret that publishers must know; readable by you only.",
+    )
+    tls_cert: _Path = Field(
+        default=None,
+        description="tcp: PEM certificate of the brokers, or of the publishers with connect.",
+    )
+    tls_key: _Path = Field(default=None, description="tcp: PEM file with the key of tls_cert.")
+    tls_ca: _Path = Field(
+        default=None,
+        description="tcp: PEM certificates by which publishers trust brokers; turns TLS on.",
     )
     linger_ms: _Milliseconds = Field(
         default=100.0,
@@ -288,6 +347,11 @@ class RunConfig(_Fields):
         return self
 
     @property
+    def addresses(self) -> list[str]:
+        """The brokers that run elsewhere; empty: the run starts its own."""
+        return [] if self.connect is None else self.connect.split(",")
+
+    @property
     def publishers(self) -> int:
         """Publishers of the whole run."""
         return self.brokers * self.publishers_per_broker
@@ -315,6 +379,8 @@ class Key:
     default: object
     metavar: str
     """What stands for the value in help; empty for a boolean."""
+    none_text: str
+    """How a default that is None is written."""
 
     @property
     def is_boolean(self) -> bool:
@@ -327,7 +393,7 @@ class Key:
     @property
     def default_text(self) -> str:
         """The default as help writes it."""
-        return "batch_size" if self.default is None else self.show(self.default)
+        return self.none_text if self.default is None else self.show(self.default)
 
     def show(self, value: object) -> str:
         """`value` of this key, for people: sizes with their unit."""
@@ -342,7 +408,8 @@ def _key(field: str, info: FieldInfo) -> Key:
     names: list[str] = [field]
     if isinstance(info.validation_alias, AliasChoices):
         names = [str(choice) for choice in info.validation_alias.choices]
-    metavar = next((mark.metavar for mark in info.metadata if isinstance(mark, _Shown)), "")
+    shown = next((mark for mark in info.metadata if isinstance(mark, _Shown)), _Shown(""))
+    metavar = shown.metavar
     if get_origin(info.annotation) is Literal:
         metavar = "|".join(get_args(info.annotation))
     return Key(
@@ -352,6 +419,7 @@ def _key(field: str, info: FieldInfo) -> Key:
         description=info.description or "",
         default=info.default,
         metavar=metavar,
+        none_text=shown.none,
     )
 
 

@@ -347,22 +347,6 @@ def memory_copy(
     Copies `source` repeatedly into batches at the given offsets of `target`, in turn: ns it took.
     """
 
-def tcp_send_loop(
-    fd: int, buffer: Buffer, offsets: Sequence[int], batch_bytes: int, batches: int
-) -> int:
-    """
-    Sends batches from the given offsets of `buffer`, in turn, into a blocking stream socket: ns it took.
-
-    Blocks without the GIL while the peer does not read; signal handlers run meanwhile, and may raise. Raises OSError when the connection breaks, ValueError for an offset beyond the buffer.
-    """
-
-def tcp_receive_loop(fd: int, buffer: Buffer, offsets: Sequence[int], batch_bytes: int) -> int:
-    """
-    Receives batches (MSG_WAITALL) into the given offsets of `buffer`, in turn, until the peer ends: bytes.
-
-    Blocks without the GIL; signal handlers run meanwhile, and may raise. Raises OSError when the connection breaks, EOFError when it ends inside a batch, ValueError for an offset beyond the buffer.
-    """
-
 class EmptyCall:
     """Yardstick: a native method that does nothing."""
 

@@ -148,7 +148,8 @@ class Broker:
         token: a secret that publishers have to know. It is never sent, but batches are readable
             on the way without `tls`, a context made by `embar_shm.tls.server_context`.
         insecure: listen on an address that others can reach, with neither token nor `tls`.
-        socket_buffer: bytes that the kernel should hold per connection; None: two batches.
+        socket_buffer: bytes that the kernel should hold for a connection, in each direction;
+            None: what was found best for the address (docs/performance.md).
         sample_every: 0: no stage times and no look at the kernel's queues.
 
         Raises `CannotListen`, `ConfigurationError`.

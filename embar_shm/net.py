@@ -87,13 +87,14 @@ def format_endpoint(host: str, port: int) -> str:
 
 
 def open_socket(
-    endpoint: tuple[str, int], timeout: float, buffer: int
+    endpoint: tuple[str, int], timeout: float, buffer: int | None
 ) -> tuple[socket.socket, socket_buffers.Buffers]:
     """A socket connected to the first address of the endpoint that answers.
 
-    `buffer`: bytes of payload that the kernel's buffers should hold; `timeout`: seconds for each
-    address. Raises `NoSuchBroker` when nobody listens there, `ConnectionLost` for other failures
-    that may pass, `ConfigurationError` for a name that does not exist.
+    `buffer`: bytes of payload that the kernel's buffers should hold, None: what suits the address;
+    `timeout`: seconds for each address. Raises `NoSuchBroker` when nobody listens there,
+    `ConnectionLost` for other failures that may pass, `ConfigurationError` for a name that does not
+    exist.
     """
     peer = format_endpoint(*endpoint)
     try:
@@ -105,7 +106,8 @@ def open_socket(
         sock = socket.socket(family, kind, number)
         try:
             # Before connect: the window scale is agreed on there.
-            buffers = socket_buffers.request(sock, buffer)
+            wanted = socket_buffers.default_for(str(address[0])) if buffer is None else buffer
+            buffers = socket_buffers.request(sock, wanted)
             sock.settimeout(timeout)
             sock.connect(address)
         except OSError as error:

@@ -104,7 +104,8 @@ class Publisher:
         publisher_id: 64-bit number by which the log knows this publisher; None: a random one.
         token: tcp: the broker's secret. It is not sent, and does not encrypt what is.
         tls: tcp: a context made by `embar_shm.tls.client_context`; None: not encrypted.
-        socket_buffer: tcp: bytes that the kernel should hold; None: two batches.
+        socket_buffer: tcp: bytes that the kernel should hold in each direction; None: what was
+            found best for the address (docs/performance.md).
 
         Raises `ConfigurationError`, `NoSuchBroker`, `BrokerGone`, `IncompatibleSegment`,
         `NotEnoughSpace` (too many publishers); over tcp also `ConnectionLost`, `ProtocolError`

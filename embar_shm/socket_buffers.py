@@ -1,22 +1,24 @@
 """How large the kernel's buffers of a TCP socket should be, and what can be had.
 
-Three rules, measured (docs/performance.md, "Socket buffers"):
+Four rules, the others measured (docs/performance.md, "Socket buffers"):
 
 - A size that was set is fixed: the kernel no longer grows that buffer by itself ("autotuning").
 - The kernel cuts a request at net.core.wmem_max or rmem_max without a word. A cut request is small
   *and* fixed, so a size is set only where the kernel grants all of it.
+- Between machines a buffer has to cover bandwidth times delay, which autotuning finds out.
 - Over loopback a buffer does not have to hold a batch. What lies in it has left the cache by the
   time it is read, if all connections together hold more than the cache does: `LOOPBACK_BYTES`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LOOPBACK_BYTES", "Buffer", "Buffers", "request"]
+__all__ = ["LOOPBACK_BYTES", "Buffer", "Buffers", "default_for", "request"]
 
 LOOPBACK_BYTES: Final = 512 * 1024
 """What to request for a connection inside one machine, for batches of any size."""
@@ -32,6 +34,7 @@ class Buffer:
     """One direction of a socket. Sizes in bytes of payload: the kernel's figures are twice that."""
 
     requested: int
+    """0: nothing, the kernel shall size it."""
     granted: bool
     """Was the size set? Otherwise the kernel goes on sizing the buffer by itself."""
     at_most: int
@@ -46,6 +49,11 @@ class Buffers:
 
     send: Buffer
     receive: Buffer
+
+
+def default_for(host: str) -> int:
+    """What to request for connections with this numeric address; 0: leave it to the kernel."""
+    return LOOPBACK_BYTES if ipaddress.ip_address(host).is_loopback else 0
 
 
 def request(sock: socket.socket, nbytes: int) -> Buffers:
@@ -64,9 +72,9 @@ def request(sock: socket.socket, nbytes: int) -> Buffers:
 
 def _request(sock: socket.socket, probe: socket.socket, option: int, nbytes: int) -> Buffer:
     setting, autotuning = _SETTINGS[option]
-    probe.setsockopt(socket.SOL_SOCKET, option, nbytes)
+    probe.setsockopt(socket.SOL_SOCKET, option, nbytes or 2**31 - 1)
     limit = probe.getsockopt(socket.SOL_SOCKET, option) // 2
-    if limit >= nbytes:
+    if 0 < nbytes <= limit:
         sock.setsockopt(socket.SOL_SOCKET, option, nbytes)
         return Buffer(nbytes, True, nbytes, setting)
     return Buffer(nbytes, False, max(limit, _grown(autotuning)), setting)

@@ -83,8 +83,7 @@ class _Session:
     """An open connection to the broker, handshake done, until it ends."""
 
     def __init__(self, endpoint: tuple[str, int], hello: Hello, options: PublisherOptions) -> None:
-        buffer = options.socket_buffer or 2 * (hello.max_batch or 2**21)
-        sock, buffers = open_socket(endpoint, _HANDSHAKE_TIMEOUT, buffer)
+        sock, buffers = open_socket(endpoint, _HANDSHAKE_TIMEOUT, options.socket_buffer)
         try:
             self.stream, self.protocol = self._stream(sock, endpoint, options), Connection(
                 Role.PUBLISHER

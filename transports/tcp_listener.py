@@ -122,10 +122,7 @@ class TcpListener(Listener):
         self._threads: set[threading.Thread] = set()
         self._past = SocketCounters()  # of connections that have ended
         self._stopping = False
-        slot_bytes = broker.segment.geometry.slot_bytes
-        self._socket, self._buffers = _listen(
-            endpoint, options, options.socket_buffer or 2 * slot_bytes
-        )
+        self._socket, self._buffers = _listen(endpoint, options)
         self._address = format_endpoint(*self._socket.getsockname()[:2])
         try:
             self._segment = Segment.attach(broker.segment.name)
@@ -432,7 +429,7 @@ class TcpListener(Listener):
 
 
 def _listen(
-    endpoint: tuple[str, int], options: ListenOptions, buffer: int
+    endpoint: tuple[str, int], options: ListenOptions
 ) -> tuple[socket.socket, socket_buffers.Buffers]:
     """A listening socket. Raises `CannotListen`, `ConfigurationError`."""
     address = format_endpoint(*endpoint)
@@ -454,7 +451,8 @@ def _listen(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        buffers = socket_buffers.request(sock, buffer)  # accepted connections inherit it
+        wanted = options.socket_buffer or socket_buffers.default_for(str(where[0]))
+        buffers = socket_buffers.request(sock, wanted)  # accepted connections inherit it
         sock.bind(where)
         sock.listen(_BACKLOG)
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+from embar_shm.cli.broker import broker_command
 from embar_shm.cli.compare import compare_command
 from embar_shm.cli.config import config_command
 from embar_shm.cli.doctor import doctor_command
@@ -31,6 +32,7 @@ def cli() -> None:
 
 
 cli.add_command(run_command)
+cli.add_command(broker_command)
 cli.add_command(compare_command)
 cli.add_command(config_command)
 cli.add_command(doctor_command)

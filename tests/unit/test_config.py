@@ -24,6 +24,7 @@ KEY_NAMES = [key.name for key in KEYS]
 # A value of every key that differs from its default, as text and as parsed.
 OTHER_VALUES: dict[str, tuple[str, object]] = {
     "transport": ("tcp", "tcp"),
+    "connect": ("tcp://a:1, tcp://b:2", "tcp://a:1,tcp://b:2"),
     "brokers": ("2", 2),
     "publishers_per_broker": ("5", 5),
     "message_size": ("64", 64),
@@ -41,6 +42,11 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "spin_us": ("0", 0),
     "broker_scheduling": ("normal", "normal"),
     "copy": ("nontemporal", "nontemporal"),
+    "socket_buffer": ("1MiB", 1024**2),
+    "token_file": ("token.txt", "token.txt"),
+    "tls_cert": ("cert.pem", "cert.pem"),
+    "tls_key": ("key.pem", "key.pem"),
+    "tls_ca": ("ca.pem", "ca.pem"),
     "linger_ms": ("0.5", 0.5),
     "timeout": ("1e1", 10.0),
     "sample_every": ("0", 0),
@@ -216,6 +222,36 @@ def test_every_key_can_be_set_by_file_environment_and_flag(my_yaml: Path, key: A
 @pytest.mark.parametrize("key", KEYS, ids=KEY_NAMES)
 def test_every_key_is_described(key: Any) -> None:
     assert key.description.endswith(".")
+
+
+def test_addresses_to_connect_to_say_how_many_brokers_there_are() -> None:
+    loaded = load_with(flags={"connect": "tcp://a:1,tcp://b:2"}, workload="report")
+    assert loaded.values.addresses == ["tcp://a:1", "tcp://b:2"]
+    assert loaded.parameters()["brokers"] == {
+        "value": 2,
+        "origin": "derived: addresses in connect (flag --connect)",
+    }
+    assert loaded.values.publishers == 6
+
+
+def test_another_number_of_brokers_than_addresses_is_a_mistake() -> None:
+    flags = {"connect": "tcp://a:1,tcp://b:2", "brokers": "3"}
+    assert mistakes(flags=flags) == [
+        "flag --brokers: 3 brokers, and connect (flag --connect) names 2"
+    ]
+    assert load_with(flags=flags | {"brokers": "2"}).values.brokers == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("127.0.0.1:7400", "'127.0.0.1:7400' is not an address such as tcp://127.0.0.1:7400"),
+        ("tcp://a:1,,tcp://b:2", "'' is not an address such as tcp://127.0.0.1:7400"),
+        ("tcp://a:1,tcp://a:1", "'tcp://a:1,tcp://a:1' names a broker twice"),
+    ],
+)
+def test_what_is_no_list_of_addresses_is_a_mistake(text: str, says: str) -> None:
+    assert mistakes(flags={"connect": text}) == [f"flag --connect: {says}"]
 
 
 @pytest.mark.parametrize(("name", "alias"), ALIASES)
