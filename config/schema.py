@@ -293,10 +293,10 @@ class _Fields(BaseModel):
         description="Longest time without progress before the run fails.",
     )
     sample_every: _Whole = Field(
-        default=64,
+        default=256,
         ge=0,
         le=2**31 - 1,
-        description="Time one in N messages; 0 times none.",
+        description="Time one in N messages, and each batch; 0 takes no stage times.",
     )
     ceiling: _Boolean = Field(
         default=True,

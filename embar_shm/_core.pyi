@@ -130,7 +130,13 @@ class BrokerCore:
     """The broker of one mapped ring. One thread at a time, but for stop()."""
 
     def __init__(
-        self, buffer: Buffer, lock_fd: int, wait_mode: int, spin_us: float, cpus: int
+        self,
+        buffer: Buffer,
+        lock_fd: int,
+        wait_mode: int,
+        spin_us: float,
+        cpus: int,
+        stage_times: bool = True,
     ) -> None: ...
     def serve(self, timeout: float | None) -> str:
         """
@@ -345,6 +351,27 @@ def memory_copy(
 ) -> int:
     """
     Copies `source` repeatedly into batches at the given offsets of `target`, in turn: ns it took.
+    """
+
+def tcp_send_loop(
+    fd: int, buffer: Buffer, offsets: Sequence[int], batch_bytes: int, batches: int
+) -> int:
+    """
+    Sends batches from the given offsets of `buffer`, in turn, into a blocking stream socket: ns it took.
+
+    Blocks without the GIL while the peer does not read; signal handlers run meanwhile, and may raise. Raises OSError when the connection breaks, ValueError for an offset beyond the buffer.
+    """
+
+def tcp_receive_loop(fd: int, buffer: Buffer, offsets: Sequence[int], batch_bytes: int) -> int:
+    """
+    Receives batches (MSG_WAITALL) into the given offsets of `buffer`, in turn, until the peer ends: bytes.
+
+    Blocks without the GIL; signal handlers run meanwhile, and may raise. Raises OSError when the connection breaks, EOFError when it ends inside a batch, ValueError for an offset beyond the buffer.
+    """
+
+def sample_costs() -> tuple[float, float]:
+    """
+    Of taking a stage time: ns per reading of the clock, ns per histogram record.
     """
 
 class EmptyCall:

@@ -49,8 +49,9 @@ class Broker:
     Use it from one thread; `stop` and `stats` may be called from any.
     """
 
-    def __init__(self, segment: Segment, core: _core.BrokerCore) -> None:
+    def __init__(self, segment: Segment, core: _core.BrokerCore, stage_times: bool) -> None:
         """Use `Broker.create`."""
+        self.takes_stage_times = stage_times
         self._segment = segment
         self._core: _core.BrokerCore | None = core
         self._monitor = segment.monitor()
@@ -73,6 +74,7 @@ class Broker:
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         replace_dead: bool = False,
+        stage_times: bool = True,
     ) -> Self:
         """Creates the ring `name` ("cluster/broker") and becomes its broker.
 
@@ -81,6 +83,7 @@ class Broker:
         `wait` says how the broker waits for work: "block" sleeps at once, "spin" first spins for
         `spin_us` microseconds, "adaptive" spins only while everybody in the ring has a CPU.
         `replace_dead` removes the segment of a broker that was killed, if no publisher is left.
+        Without `stage_times` the broker's share of the stage statistics is not taken.
 
         Raises `BrokerExists`, `NotEnoughSpace`, `ConfigurationError`. Does not block.
         """
@@ -93,22 +96,28 @@ class Broker:
         )
         ring = RingName.parse(name)
         with signals.deferred():  # until somebody is there who unlinks the segment
-            return cls._create(ring, geometry, mode, spin_us, replace_dead)
+            return cls._create(ring, geometry, mode, spin_us, replace_dead, stage_times)
 
     @classmethod
     def _create(
-        cls, ring: RingName, geometry: Geometry, mode: int, spin_us: float, replace_dead: bool
+        cls,
+        ring: RingName,
+        geometry: Geometry,
+        mode: int,
+        spin_us: float,
+        replace_dead: bool,
+        stage_times: bool,
     ) -> Self:
         segment = Segment.create(ring, geometry, replace_dead=replace_dead)
         try:
             core = _core.BrokerCore(
-                segment.memory, segment.lock_fd, mode, spin_us, available_cpus()
+                segment.memory, segment.lock_fd, mode, spin_us, available_cpus(), stage_times
             )
         except BaseException:
             segment.unlink()
             segment.close()
             raise
-        return cls(segment, core)
+        return cls(segment, core, stage_times)
 
     @property
     def name(self) -> str:
@@ -138,7 +147,6 @@ class Broker:
         tls: ssl.SSLContext | None = None,
         insecure: bool = False,
         socket_buffer: int | str | None = None,
-        sample_every: int = 64,
     ) -> Listener:
         """Lets publishers reach this broker in another way, too: "tcp://127.0.0.1:7400".
 
@@ -150,7 +158,6 @@ class Broker:
         insecure: listen on an address that others can reach, with neither token nor `tls`.
         socket_buffer: bytes that the kernel should hold for a connection, in each direction;
             None: what was found best for the address (docs/performance.md).
-        sample_every: 0: no stage times and no look at the kernel's queues.
 
         Raises `CannotListen`, `ConfigurationError`.
         """
@@ -161,7 +168,6 @@ class Broker:
             tls=tls,
             insecure=insecure,
             socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),
-            sample_every=whole("sample_every", sample_every, 0, 2**31 - 1),
         )
         listener = transports.get(scheme).listen(self, rest, options)
         self._listeners.append(listener)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from embar_shm import lifecycle, transports
 from embar_shm.address import split_address
@@ -32,6 +32,7 @@ from embar_shm.transports.base import PublisherLink, PublisherOptions, Publisher
 if TYPE_CHECKING:
     import ssl
 
+    from embar_shm.net import SocketCounters
     from embar_shm.transports.base import Message
 
 __all__ = ["Publisher"]
@@ -77,7 +78,7 @@ class Publisher:
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         copy: CopyMode = "auto",
-        sample_every: int = 64,
+        sample_every: int = 256,
         publisher_id: int | None = None,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
@@ -100,7 +101,8 @@ class Publisher:
         connect_timeout: seconds to wait for the broker to appear.
         wait, spin_us: see `Broker.create`.
         copy: how messages are copied: "plain" or "nontemporal" stores; "auto" decides per batch.
-        sample_every: one in so many messages is timed for the stage statistics; 0: none.
+        sample_every: one in so many messages is timed for the stage statistics, and each batch;
+            0: nothing is.
         publisher_id: 64-bit number by which the log knows this publisher; None: a random one.
         token: tcp: the broker's secret. It is not sent, and does not encrypt what is.
         tls: tcp: a context made by `embar_shm.tls.client_context`; None: not encrypted.
@@ -186,6 +188,14 @@ class Publisher:
     def stats(self) -> PublisherStats:
         """The counters now."""
         return self._link.stats()
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Histograms of this publisher's stages in nanoseconds, by name (docs/result.md)."""
+        return self._link.stages()
+
+    def sockets(self) -> SocketCounters | None:
+        """What its sockets did; None: it has none."""
+        return self._link.sockets()
 
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent; does not wait for acknowledgements.

@@ -71,7 +71,6 @@ class ListenOptions:
     tls: ssl.SSLContext | None = None  # None: not encrypted
     insecure: bool = False  # listen beyond this machine with neither of them
     socket_buffer: int | None = None  # bytes; None: what the transport thinks best
-    sample_every: int = 64  # 0: no stage times
 
 
 @dataclass(frozen=True, slots=True)

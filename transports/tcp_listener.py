@@ -299,15 +299,14 @@ class TcpListener(Listener):
                 f"{hello.sent_seq} batches: it was started anew, or has given its place away",
                 "connect a new publisher, and publish what was not acknowledged",
             )
-        timed = self._options.sample_every != 0
         try:
-            remote = _Remote(self._segment, hello, timed)
+            remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
         except NotEnoughSpace:
             gone = [r for r in self._remotes.values() if r.link is None]
             if not gone:
                 raise
             self._forget(min(gone, key=lambda r: r.gone_since))
-            remote = _Remote(self._segment, hello, timed)
+            remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
         self._remotes[key] = remote
         return remote
 
@@ -400,7 +399,7 @@ class TcpListener(Listener):
             remote.core.give_back()
             raise
         remote.core.commit(header, took)
-        if self._options.sample_every and batch.seq % _SAMPLE_QUEUES_EVERY == 0:
+        if self._broker.takes_stage_times and batch.seq % _SAMPLE_QUEUES_EVERY == 0:
             stream.sample_queues()
 
     def _send_acks(self, link: _Link, remote: _Remote, wanted: bool) -> None:

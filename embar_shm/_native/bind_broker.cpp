@@ -17,8 +17,9 @@ const char* name(Verdict v) {
 
 class BrokerCore {
 public:
-    BrokerCore(nb::handle buffer, int lock_fd, int wait_mode, double spin_us, unsigned cpus)
-        : buffer_(buffer, true), broker_(ring_in(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus)) {}
+    BrokerCore(nb::handle buffer, int lock_fd, int wait_mode, double spin_us, unsigned cpus, bool stage_times)
+        : buffer_(buffer, true),
+          broker_(ring_in(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus), stage_times) {}
 
     // => "stopped": stop() was called. => "timeout". => "corrupt".
     std::string serve(std::optional<double> timeout) {
@@ -77,10 +78,10 @@ private:
 
 void bind_broker(nb::module_& m) {
     nb::class_<BrokerCore>(m, "BrokerCore", "The broker of one mapped ring. One thread at a time, but for stop().")
-        .def(nb::init<nb::handle, int, int, double, unsigned>(), nb::arg("buffer"), nb::arg("lock_fd"),
-             nb::arg("wait_mode"), nb::arg("spin_us"), nb::arg("cpus"),
-             nb::sig(
-                 "def __init__(self, buffer: Buffer, lock_fd: int, wait_mode: int, spin_us: float, cpus: int) -> None"))
+        .def(nb::init<nb::handle, int, int, double, unsigned, bool>(), nb::arg("buffer"), nb::arg("lock_fd"),
+             nb::arg("wait_mode"), nb::arg("spin_us"), nb::arg("cpus"), nb::arg("stage_times") = true,
+             nb::sig("def __init__(self, buffer: Buffer, lock_fd: int, wait_mode: int, spin_us: float, cpus: int, "
+                     "stage_times: bool = True) -> None"))
         .def("serve", &BrokerCore::serve, nb::arg("timeout").none(),
              "Accepts, releases, reaps; 'stopped', 'timeout' (seconds) or 'corrupt'. Releases the GIL.")
         .def("accept", &BrokerCore::accept, nb::sig("def accept(self) -> dict[str, Any] | None"),

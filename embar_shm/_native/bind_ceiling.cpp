@@ -1,5 +1,7 @@
-// The yardsticks of docs/performance.md: bare memory copy, bare sockets, and an empty native method call.
+// The yardsticks of docs/performance.md: bare memory copy, bare sockets, an empty native method call, and what
+// a stage time costs.
 #include "bindings.hpp"
+#include "calibration.hpp"
 #include "ceiling.hpp"
 #include "loopback.hpp"
 
@@ -132,6 +134,14 @@ void bind_ceiling(nb::module_& m) {
           "Receives batches (MSG_WAITALL) into the given offsets of `buffer`, in turn, until the peer ends: bytes.\n\n"
           "Blocks without the GIL; signal handlers run meanwhile, and may raise. Raises OSError when the connection "
           "breaks, EOFError when it ends inside a batch, ValueError for an offset beyond the buffer.");
+    m.def(
+        "sample_costs",
+        [] {
+            Calibration calibration;
+            const SampleCosts costs = calibration.measure();
+            return std::pair{costs.clock_ns, costs.record_ns};
+        },
+        "Of taking a stage time: ns per reading of the clock, ns per histogram record.");
     nb::class_<EmptyCall>(m, "EmptyCall", nb::type_slots(empty_call_slots),
                           "Yardstick: a native method that does nothing.")
         .def(nb::init<>());

@@ -35,10 +35,10 @@ public:
     enum class Result { TimedOut, Stopped, Interrupted, Corrupt };
 
     // `lock_fd`: an open file description of the segment on which the broker's byte is locked; -1 on a
-    // plain buffer (tests), where nobody is ever found dead.
-    Broker(Ring ring, int lock_fd, const SpinOptions& spin)
-        : ring_(ring), lock_fd_(lock_fd), spin_(spin), peers_(ring.geometry().max_publishers),
-          accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
+    // plain buffer (tests), where nobody is ever found dead. Without `stage_times` no clock is read for them.
+    Broker(Ring ring, int lock_fd, const SpinOptions& spin, bool stage_times = true)
+        : ring_(ring), lock_fd_(lock_fd), stage_times_(stage_times), spin_(spin),
+          peers_(ring.geometry().max_publishers), accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
         Control& c = ring_.control();
         // What is accepted and not released is looked at again, and found to be a duplicate.
         head_ = released_ = c.released.load(std::memory_order_relaxed);
@@ -70,7 +70,7 @@ public:
             return false;
         }
         held_[out.where.slot] = true;
-        const u64 begin = now_ns();
+        const u64 begin = clock();
         Control& c = ring_.control();
         std::memcpy(&out.header, ring_.header_of(out.where.slot), sizeof out.header);  // the one copy
         out.ticket = head_;
@@ -101,9 +101,11 @@ public:
         c.head.store(head_, std::memory_order_release);
         // The acknowledgement. seq_cst: the condition of the publisher's eventcount.
         row.accepted_seq.store(peer.accepted_seq, std::memory_order_seq_cst);
-        c.validate.record(now_ns() - begin);
-        if (out.verdict == Verdict::Accepted && out.header.committed_ns <= begin)
-            c.queue.record(begin - out.header.committed_ns);
+        if (stage_times_) {
+            c.validate.record(now_ns() - begin);
+            if (out.verdict == Verdict::Accepted && out.header.committed_ns <= begin)
+                c.queue.record(begin - out.header.committed_ns);
+        }
         return true;
     }
 
@@ -113,7 +115,7 @@ public:
     // Releases the oldest accepted ticket and wakes who waits. => false: everything accepted is released.
     bool release_next() noexcept {
         if (released_ == head_) return false;
-        const u64 begin = now_ns();
+        const u64 begin = clock();
         const Ring::Committed where = accepted_[released_ % accepted_.size()];
         PublisherEntry& row = ring_.publisher(where.owner);
         held_[where.slot] = false;
@@ -123,7 +125,7 @@ public:
         row.released_batches.store(++peers_[where.owner].released, std::memory_order_seq_cst);
         wake(row);
         if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
-        ring_.control().release.record(now_ns() - begin);
+        if (stage_times_) ring_.control().release.record(now_ns() - begin);
         return true;
     }
 
@@ -240,6 +242,8 @@ private:
         u64 released = 0;
     };
 
+    u64 clock() const noexcept { return stage_times_ ? now_ns() : 0; }
+
     Verdict judge(const BatchHeader& h, u32 owner) const noexcept {
         const PublisherEntry& row = ring_.publisher(owner);
         if (h.magic != kBatchMagic || h.version != kBatchVersion || h.check != header_check(h))
@@ -311,6 +315,7 @@ private:
 
     Ring ring_;
     int lock_fd_;
+    bool stage_times_;
     SpinPolicy spin_;
     std::vector<Peer> peers_;
     std::vector<Ring::Committed> accepted_;  // by ticket: what release_next() needs, out of others' reach

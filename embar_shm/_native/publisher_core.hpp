@@ -121,7 +121,7 @@ public:
             if (w != Wait::Ready && now_ns() >= deadline)
                 raise_timeout("ack", *seq, static_cast<double>(now_ns() - begin) / 1e9);
         }
-        core.record_ack_wait(now_ns() - begin);
+        core.record_ack_wait(begin);
     }
     // Throws when another thread has closed the publisher: the row may be somebody else's by now.
     bool acked(u64 seq) {

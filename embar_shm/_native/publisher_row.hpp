@@ -73,7 +73,7 @@ public:
     // tells one of those that asked. One wait for both would miss the slots of others while it asks for none.
     Wait wait_space(u64 deadline_ns) noexcept {
         if (!waiting_since_) {
-            waiting_since_ = now_ns();
+            waiting_since_ = row_options_.timed ? now_ns() : 1;  // not 0: it waits
             Histogram::add(row_->space_waits, 1);
         }
         if (in_flight() >= row_options_.quota)
@@ -94,9 +94,9 @@ public:
         return sleep_slice([this, seq] { return accepted_seq() >= seq || no_more_acks() || interrupted(); },
                            deadline_ns);
     }
-    void record_ack_wait(u64 ns) noexcept {
+    void record_ack_wait(u64 since) noexcept {
         Histogram::add(row_->ack_waits, 1);
-        row_->wait_ack.record(ns);
+        if (row_options_.timed) row_->wait_ack.record(now_ns() - since);
     }
 
     // Ends all waits, now and until resume(). Any thread. seq_cst: a condition of the row's eventcount.

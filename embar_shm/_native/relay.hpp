@@ -16,7 +16,8 @@ namespace embar {
 
 class Relay {
 public:
-    Relay(Ring ring, const SpinOptions& spin) : ring_(ring), broker_(ring, -1, spin), spin_(spin) {}
+    Relay(Ring ring, const SpinOptions& spin)
+        : ring_(ring), broker_(ring, -1, spin, /*stage_times=*/false), spin_(spin) {}
 
     const Ring& ring() const noexcept { return ring_; }
 

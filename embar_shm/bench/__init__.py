@@ -1,7 +1,8 @@
 """Measuring: runs brokers and publishers as processes and makes a result of what they did.
 
 `coordinator` runs a workload, `fleet` its processes, `worker` is what those processes execute;
-`result` is the stable JSON, `stages` and `environment` fill parts of it, `csvfile` writes one row.
+`result` is the stable JSON, `stages`, `instrumentation` and `environment` fill parts of it,
+`csvfile` writes one row.
 `verdict` judges a result by the rules in `bounds` and `notes`, which ask `facts` and `breakdown`.
 `compare` runs several transports in turn, `contrast` says what their difference means.
 """

@@ -19,7 +19,7 @@ from typing import Any
 
 from embar_shm import _core, transports
 from embar_shm.address import SHM_DIRECTORY, RingName
-from embar_shm.bench import environment, stages
+from embar_shm.bench import environment, instrumentation, stages
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.usage import Usage, total
@@ -45,6 +45,15 @@ class Progress:
     total_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the measured part of a run gave."""
+
+    elapsed_seconds: float  # from the barrier to the last acknowledgement
+    usage: dict[str, Usage]  # by role
+    publisher_stages: list[dict[str, Any]]  # of each
+
+
 def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result:
     """Runs the workload and returns its result.
 
@@ -57,6 +66,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     transports.get(values.transport)  # an unknown one is told before anything is started
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
+    sample_costs = instrumentation.measured_costs()
     geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
     rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
     _check_space(values, geometry)
@@ -67,7 +77,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
             watch = _Watch(values, monitors, on_progress)
             copies = _Ceiling(values, fleet, publishers, watch)
             copies.measure()
-            elapsed_seconds, usage = _publish(values, fleet, brokers, publishers, watch, monitors)
+            measured = _publish(values, fleet, brokers, publishers, watch, monitors)
             counters = _counters(monitors)
             counters["missed_wakeups"] += sum(
                 monitor.publisher(row)["missed_wakeups"]
@@ -76,15 +86,21 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
             )
             copies.measure()
             fleet.dismiss(publishers)
+            stage_times = stages.collect(
+                monitors, values.publishers_per_broker, measured.publisher_stages
+            )
             return build(
                 config,
                 started=started,
                 startup_seconds=startup_seconds,
-                elapsed_seconds=elapsed_seconds,
+                elapsed_seconds=measured.elapsed_seconds,
                 counters=counters,
                 copy_bytes_per_second=copies.best,
-                stages=stages.collect(monitors, values.publishers_per_broker),
-                system=usage,
+                stages=stage_times,
+                instrumentation=instrumentation.describe(
+                    values.sample_every, stage_times, measured.usage, sample_costs
+                ),
+                system=measured.usage,
                 segment_bytes=geometry.total_bytes * values.brokers,
                 environment=environment.describe(),
             )
@@ -116,8 +132,8 @@ def _publish(
     publishers: list[Worker],
     watch: _Watch,
     monitors: list[_core.Monitor],
-) -> tuple[float, dict[str, Usage]]:
-    """The measured part. Seconds from the barrier to the last acknowledgement, and usage by role.
+) -> _Measured:
+    """The measured part.
 
     The brokers have stopped when it returns: everything committed is accepted.
     """
@@ -134,10 +150,14 @@ def _publish(
         broker.tell(do="stop")
     done = fleet.gather(brokers, "done", watch.deadline)
     fleet.dismiss(brokers)
-    return elapsed_seconds, {
-        "broker": total([d["usage"] for d in done]),
-        "publisher": total([p["usage"] for p in published]),
-    }
+    return _Measured(
+        elapsed_seconds,
+        {
+            "broker": total([d["usage"] for d in done]),
+            "publisher": total([p["usage"] for p in published]),
+        },
+        [p["stages"] for p in published],
+    )
 
 
 def _broker_spec(values: RunConfig, ring: RingName) -> dict[str, Any]:
@@ -151,6 +171,7 @@ def _broker_spec(values: RunConfig, ring: RingName) -> dict[str, Any]:
         "wait": values.wait,
         "spin_us": values.spin_us,
         "scheduling": values.broker_scheduling,
+        "sample_every": values.sample_every,
     }
 
 

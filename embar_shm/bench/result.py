@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from embar_shm.bench.instrumentation import ACCEPTABLE, Instrumentation
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import Usage
 from embar_shm.bench.verdict import Verdict, verdict
@@ -43,6 +44,7 @@ class Result(TypedDict):
     integrity: Integrity
     ceilings: dict[str, dict[str, float]]
     stages: dict[str, Stage]
+    instrumentation: Instrumentation
     system: dict[str, Usage]
     memory: dict[str, int]
     environment: dict[str, Any]
@@ -60,6 +62,7 @@ def build(
     counters: dict[str, int],
     copy_bytes_per_second: float | None,
     stages: dict[str, Stage],
+    instrumentation: Instrumentation,
     system: dict[str, Usage],
     segment_bytes: int,
     environment: dict[str, Any],
@@ -103,10 +106,11 @@ def build(
         "integrity": integrity,
         "ceilings": ceilings,
         "stages": stages,
+        "instrumentation": instrumentation,
         "system": system,
         "memory": {"segment_bytes": segment_bytes},
         "environment": environment,
-        "warnings": _warnings(config, elapsed_seconds, counters),
+        "warnings": _warnings(config, elapsed_seconds, counters, instrumentation),
     }
     result["verdict"] = verdict(result)
     return result
@@ -123,7 +127,12 @@ def _check(integrity: Integrity) -> None:
         )
 
 
-def _warnings(config: LoadedConfig, elapsed_seconds: float, counters: dict[str, int]) -> list[str]:
+def _warnings(
+    config: LoadedConfig,
+    elapsed_seconds: float,
+    counters: dict[str, int],
+    instrumentation: Instrumentation,
+) -> list[str]:
     """What a reader should know before believing the numbers."""
     values = config.values
     found = []
@@ -146,6 +155,11 @@ def _warnings(config: LoadedConfig, elapsed_seconds: float, counters: dict[str, 
         found.append(
             f"messages_per_call ({config.origins['messages_per_call']}) has no effect with "
             "producer=one"
+        )
+    if (share := instrumentation["overhead_share"]) > ACCEPTABLE:
+        found.append(
+            f"taking the stage times used {share:.1%} of the CPU time: raise sample_every "
+            f"({values.sample_every}; 0 takes none) or, as each batch is timed, batch_size"
         )
     if counters["missed_wakeups"]:
         found.append(

@@ -1,18 +1,21 @@
-"""Stage times of a run, from the histograms in the rings.
+"""Stage times of a run: the brokers' from the rings, the publishers' from themselves.
 
-Where a stage is recorded: `broker.get_buffer` is the claim of a slot. Over shared memory the
-publisher claims it itself; the stage keeps its name, because it is the same step of the same batch.
+`broker.get_buffer` is the claim of a slot. Over shared memory the publisher claims it itself; the
+stage keeps its name, because it is the same step of the same batch. `broker.receive` has samples
+only where batches come from a network.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 from embar_shm import _core
 
 __all__ = ["Stage", "collect", "summarise"]
+
+_OF_ROWS = ("get_buffer", "receive")  # the broker's steps that a publisher's row has
 
 
 class Stage(TypedDict):
@@ -25,16 +28,24 @@ class Stage(TypedDict):
     max_us: float
 
 
-def collect(rings: Iterable[_core.Monitor], publishers: int) -> dict[str, Stage]:
-    """All stages of a run; each ring has its first `publishers` rows in use."""
+def collect(
+    rings: Iterable[_core.Monitor], rows: int, publishers: Iterable[Mapping[str, dict[str, Any]]]
+) -> dict[str, Stage]:
+    """All stages of a run; each ring has its first `rows` publishers' rows in use.
+
+    `publishers`: what `PublisherLink.stages` of each says.
+    """
     recorded: dict[str, list[dict[str, Any]]] = {}
     for ring in rings:
         for stage, histogram in ring.broker_stages().items():
             recorded.setdefault(f"broker.{stage}", []).append(histogram)
-        for row in range(publishers):
-            for stage, histogram in ring.publisher_stages(row).items():
-                role = "broker" if stage == "get_buffer" else "publisher"
-                recorded.setdefault(f"{role}.{stage}", []).append(histogram)
+        for row in range(rows):
+            of_row = ring.publisher_stages(row)
+            for stage in _OF_ROWS:
+                recorded.setdefault(f"broker.{stage}", []).append(of_row[stage])
+    for stages in publishers:
+        for stage, histogram in stages.items():
+            recorded.setdefault(f"publisher.{stage}", []).append(histogram)
     return {name: summarise(histograms) for name, histograms in sorted(recorded.items())}
 
 

@@ -71,6 +71,7 @@ def _broker(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
         max_publishers=spec["max_publishers"],
         wait=spec["wait"],
         spin_us=spec["spin_us"],
+        stage_times=spec["sample_every"] > 0,
     ) as broker:
         listener = transports.get(spec["transport"]).listen(broker)
         _say("listening", address=listener.address)
@@ -113,7 +114,8 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
                     if spec["ack"]:
                         publisher.wait_acked()
                     end_ns = time.monotonic_ns()
-                    _say("published", end_ns=end_ns, usage=usage_since(before))
+                    usage = usage_since(before)
+                    _say("published", end_ns=end_ns, usage=usage, stages=publisher.stages())
 
 
 def _producer(publisher: Publisher, spec: dict[str, Any]) -> Callable[[], None]:

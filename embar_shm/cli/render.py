@@ -105,7 +105,8 @@ def result(found: Result) -> None:
             f"{stage['count']:,}",
             *(f"{stage[field]:,.3f}" for field in ("mean_us", "p50_us", "p99_us", "max_us")),
         )
-    console.print(stages)
+    if found["instrumentation"]["sample_every"]:
+        console.print(stages)
     system = _table(
         *("role", "CPU s", "user", "kernel", "voluntary switches", "involuntary switches"),
         "largest RSS",
@@ -166,6 +167,14 @@ def _summary(found: Result) -> Table:
         "integrity",
         f"{i['sent']:,} sent, {i['accepted']:,} accepted, {i['lost']} lost, "
         f"{i['duplicated']} duplicated, {i['reordered']} reordered, {i['corrupt']} corrupt",
+    )
+    n = found["instrumentation"]
+    table.add_row(
+        "stage times",
+        f"of 1 in {n['sample_every']} messages and of each batch: "
+        f"{n['overhead_share']:.2%} of the CPU time"
+        if n["sample_every"]
+        else "not taken",
     )
     table.add_row(
         "shared memory", f"{found['memory']['segment_bytes'] / 2**20:,.1f} MiB in all rings"

@@ -49,6 +49,7 @@ def test_a_run_prints_parameters_stages_and_a_result_with_nothing_lost() -> None
     assert done.code == 0, done.stderr
     assert "flag --brokers" in done.stdout
     assert "publisher.buffer_write" in done.stdout
+    assert "of 1 in 256 messages and of each batch" in done.stdout
     assert "2 brokers, 4 publishers" in done.stdout
     assert "outside the stages" in done.stdout.partition("Verdict")[2]
     assert "4,000 sent, 4,000 accepted, 0 lost, 0 duplicated, 0 reordered, 0 corrupt" in done.stdout
@@ -90,6 +91,9 @@ def test_the_result_has_every_field_of_its_schema(producer: str, ack: str) -> No
     for name in per_batch | {"broker.validate", "broker.queue", "broker.release"}:
         assert result["stages"][name]["count"] == t["batches"], name
     assert result["stages"]["publisher.wait_ack"]["count"] == (4 if ack == "1" else 0)
+    assert result["instrumentation"].keys() == {"sample_every", "overhead_share"}
+    assert result["instrumentation"]["sample_every"] == 256
+    assert result["instrumentation"]["overhead_share"] > 0
     assert set(result["system"]) == {"broker", "publisher"}
     for usage in result["system"].values():
         assert usage["max_rss_bytes"] > 2**20
@@ -105,6 +109,16 @@ def test_the_result_has_every_field_of_its_schema(producer: str, ack: str) -> No
     assert analysis["broker"] is not None
     sampled = producer == "one"  # 16 calls of each publisher are too few for one in 64
     assert (analysis["publisher"] is not None) == sampled
+
+
+def test_sampling_that_is_off_is_off_in_every_stage_and_costs_nothing() -> None:
+    result = json_of(*SMALL, "--sample-every", "0")
+    assert result["instrumentation"] == {"sample_every": 0, "overhead_share": 0}
+    assert set(result["stages"]) >= STAGES
+    assert {stage["count"] for stage in result["stages"].values()} == {0}
+    printed = embar_shm("run", *SMALL, "--sample-every", "0").stdout
+    assert "not taken" in printed
+    assert "publisher.buffer_write" not in printed
 
 
 def test_the_result_names_the_file_and_line_that_set_a_parameter(tmp_path: Path) -> None:

@@ -96,8 +96,10 @@ class RawRing:
     def monitor(self) -> _core.Monitor:
         return _core.Monitor(self.memory)
 
-    def broker(self) -> _core.BrokerCore:
-        return _core.BrokerCore(self.memory, lock_fd=-1, wait_mode=2, spin_us=0, cpus=1)
+    def broker(self, *, stage_times: bool = True) -> _core.BrokerCore:
+        return _core.BrokerCore(
+            self.memory, lock_fd=-1, wait_mode=2, spin_us=0, cpus=1, stage_times=stage_times
+        )
 
     def publisher(self, index: int = 0, **options: Any) -> _core.PublisherCore:
         """Messages of 64 bytes, four in a batch; never waits; no linger thread."""

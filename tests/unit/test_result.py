@@ -31,7 +31,10 @@ USAGE = {
 
 
 def result_of(
-    counters: dict[str, int] | None = None, seconds: float = 2.0, **flags: object
+    counters: dict[str, int] | None = None,
+    seconds: float = 2.0,
+    overhead: float = 0.02,
+    **flags: object,
 ) -> Result:
     flags = {"message_size": "1000", "total_bytes": "1MB"} | flags
     return build(
@@ -42,6 +45,7 @@ def result_of(
         counters=GOOD | (counters or {}),
         copy_bytes_per_second=1e6,
         stages={},
+        instrumentation={"sample_every": 256, "overhead_share": overhead},
         system={"broker": USAGE, "publisher": USAGE},  # type: ignore[dict-item]
         segment_bytes=1,
         environment={},
@@ -81,6 +85,10 @@ def test_counters_that_do_not_add_up_are_an_error_and_no_result(
         ({"total_bytes": "1000001"}, "1 of total_bytes=1000001 were not sent"),
         ({"slots": "4"}, "want 6 slots of each broker, which has 4"),
         ({"messages_per_call": "7"}, "messages_per_call (flag --messages-per-call) has no effect"),
+        (
+            {"overhead": 0.0213},
+            "the stage times used 2.1% of the CPU time: raise sample_every (256",
+        ),
         ({"counters": {"missed_wakeups": 5}}, "5 sleeps ran out although there was work"),
     ],
 )
