@@ -160,8 +160,8 @@ WAITS = """
     one, other = socket.socketpair()
     memory = mmap.mmap(-1, 2**20)
     signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
-    print("waiting")
     try:
+        print("waiting")
         if sys.argv[1] == "send":
             _core.tcp_send_loop(one.fileno(), memory, [0], 2**20, 10**9)
         else:
