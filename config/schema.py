@@ -300,7 +300,7 @@ class _Fields(BaseModel):
     )
     ceiling: _Boolean = Field(
         default=True,
-        description="Also measure the machine's memory-copy ceiling in the same run.",
+        description="Also measure what the machine can do: memory copy, loopback TCP.",
     )
 
 

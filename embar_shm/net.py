@@ -220,6 +220,15 @@ class Stream:
         counters.max_inq_bytes = max(counters.max_inq_bytes, self._queue(_SIOCINQ))
         counters.max_outq_bytes = max(counters.max_outq_bytes, self._queue(_SIOCOUTQ))
 
+    def count(self) -> SocketCounters:
+        """The counters, with what TCP_INFO says now."""
+        with suppress(OSError):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            if len(info) == _TCP_INFO_BYTES:
+                (total,) = struct.unpack_from("I", info, _TCP_INFO_TOTAL_RETRANS)
+                self.counters.retransmits = total
+        return self.counters
+
     def shutdown(self) -> None:
         """Wakes whoever reads or writes, on both sides. From any thread."""
         with suppress(OSError):  # it may be gone already
@@ -246,12 +255,7 @@ class Stream:
 
     def close(self) -> None:
         """Gives the socket back. Not while another thread uses it: `shutdown` first."""
-        with suppress(OSError):
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            if len(info) == _TCP_INFO_BYTES:
-                (self.counters.retransmits,) = struct.unpack_from(
-                    "I", info, _TCP_INFO_TOTAL_RETRANS
-                )
+        self.count()
         self._socket.close()
 
     def abandon(self) -> None:

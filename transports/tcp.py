@@ -335,7 +335,7 @@ class TcpLink(RingLink):
         """What the sockets of all connections so far did."""
         total = replace(self._past)
         if self._sender.is_alive():
-            total.add(self._session.stream.counters)
+            total.add(self._session.stream.count())
         return total
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ class TcpListener(Listener):
         with self._lock:
             total.add(self._past)
             for link in self._links:
-                total.add(link.stream.counters)
+                total.add(link.stream.count())
         return total
 
     def stop(self) -> None:

@@ -17,11 +17,11 @@ from embar_shm import transports
 from embar_shm.bench import coordinator
 from embar_shm.bench.breakdown import ceiling, per_batch_us, ratio
 from embar_shm.bench.contrast import Answer, answer
-from embar_shm.bench.coordinator import Progress
 from embar_shm.bench.result import Result
 from embar_shm.bench.spread import Spread, spread
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import ROLES, by_role
+from embar_shm.bench.watch import Progress
 from embar_shm.config import LoadedConfig, Parameter
 from embar_shm.errors import ConfigurationError
 

@@ -1,4 +1,4 @@
-"""Runs one workload: processes, ceiling, barrier, clock, integrity.
+"""Runs one workload: processes, ceilings, barrier, clock, integrity.
 
 The clock runs from the moment the coordinator opens the barrier (the first publisher is told to
 begin) to the moment the last publisher has its last acknowledgement (ack 0: its last commit).
@@ -18,40 +18,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 from embar_shm import _core, transports
-from embar_shm.address import SHM_DIRECTORY, RingName
-from embar_shm.bench import environment, instrumentation, stages
+from embar_shm.address import SHM_DIRECTORY, RingName, split_address
+from embar_shm.bench import environment, instrumentation, sockets, stages
+from embar_shm.bench.ceilings import Ceilings
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.usage import Usage, total
+from embar_shm.bench.watch import Progress, Watch, counters
 from embar_shm.config import LoadedConfig, RunConfig
-from embar_shm.errors import RunFailed
+from embar_shm.errors import ConfigurationError, RunFailed
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment, not_enough_space, remove_dead
 from embar_shm.units import format_size
 
-__all__ = ["Progress", "run"]
+__all__ = ["run"]
 
 _START_TIMEOUT = 60.0  # seconds all processes together may take until they are ready
-_CEILING_BYTES = 32 * 2**30  # a longer run's ceiling is measured with so much
+_ELSEWHERE = (
+    "the brokers run elsewhere: their stages, their CPU time and loopback TCP are not measured, "
+    "and what was accepted is what they acknowledged",
+)
 _POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, from the counters in the rings."""
-
-    phase: str
-    payload_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What the measured part of a run gave."""
-
-    elapsed_seconds: float  # from the barrier to the last acknowledgement
-    usage: dict[str, Usage]  # by role
-    publisher_stages: list[dict[str, Any]]  # of each
 
 
 def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result:
@@ -64,63 +51,118 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     """
     values = config.values
     transports.get(values.transport)  # an unknown one is told before anything is started
+    _check_addresses(values)
+    sample_costs = instrumentation.measured_costs()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
-    sample_costs = instrumentation.measured_costs()
     geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
     rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
-    _check_space(values, geometry)
+    if values.addresses:  # the brokers run elsewhere, and nobody here sees into their rings
+        rings = []
+    _check_space(geometry.total_bytes, rings, values)
     with _clean_up(rings), Fleet() as fleet:
         brokers, publishers = _start(values, geometry, rings, fleet)
         startup_seconds = time.monotonic() - begin
         with _monitors(rings) as monitors:
-            watch = _Watch(values, monitors, on_progress)
-            copies = _Ceiling(values, fleet, publishers, watch)
-            copies.measure()
+            watch = Watch(values, monitors, on_progress)
+            ceilings = Ceilings(values, fleet, brokers, publishers, watch)
+            ceilings.measure()
             measured = _publish(values, fleet, brokers, publishers, watch, monitors)
-            counters = _counters(monitors)
-            counters["missed_wakeups"] += sum(
+            ceilings.measure()
+            _stop(fleet, brokers, watch)
+            counted = counters(monitors) if monitors else measured.as_acknowledged()
+            counted["missed_wakeups"] += sum(
                 monitor.publisher(row)["missed_wakeups"]
                 for monitor in monitors
                 for row in range(values.publishers_per_broker)
             )
-            copies.measure()
-            fleet.dismiss(publishers)
             stage_times = stages.collect(
-                monitors, values.publishers_per_broker, measured.publisher_stages
+                monitors, values.publishers_per_broker, measured.of_publishers("stages")
             )
+            through_sockets = sockets.collect(
+                measured.of_publishers("sockets"),
+                measured.of_brokers("sockets"),
+                counted["batches"],
+            )
+            fleet.dismiss(publishers)
             return build(
                 config,
                 started=started,
                 startup_seconds=startup_seconds,
                 elapsed_seconds=measured.elapsed_seconds,
-                counters=counters,
-                copy_bytes_per_second=copies.best,
+                counters=counted,
+                ceilings=ceilings.bytes_per_second,
                 stages=stage_times,
                 instrumentation=instrumentation.describe(
-                    values.sample_every, stage_times, measured.usage, sample_costs
+                    values.sample_every,
+                    stage_times,
+                    measured.usage,
+                    sample_costs,
+                    over_network=through_sockets is not None,
                 ),
                 system=measured.usage,
-                segment_bytes=geometry.total_bytes * values.brokers,
+                sockets=through_sockets,
+                segment_bytes=geometry.total_bytes * len(rings),
                 environment=environment.describe(),
+                warnings=[*ceilings.warnings, *_ELSEWHERE[: len(values.addresses)]],
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the measured part of a run gave."""
+
+    elapsed_seconds: float  # from the barrier to the last acknowledgement
+    published: list[dict[str, Any]]  # what each publisher said
+    brokers: list[dict[str, Any]]  # what each broker said
+
+    @property
+    def usage(self) -> dict[str, Usage]:
+        """By role."""
+        said = {"broker": self.brokers, "publisher": self.published}
+        return {
+            role: total([s["usage"] for s in of_role]) for role, of_role in said.items() if of_role
+        }
+
+    def of_publishers(self, field: str) -> list[Any]:
+        return [p[field] for p in self.published]
+
+    def of_brokers(self, field: str) -> list[Any]:
+        return [b[field] for b in self.brokers]
+
+    def as_acknowledged(self) -> dict[str, int]:
+        """The counters of brokers that run elsewhere, as far as their publishers know."""
+        stats = self.of_publishers("stats")
+        return {
+            "batches": sum(s["committed"] for s in stats),
+            "messages": sum(s["messages"] for s in stats),
+            "duplicated": 0,
+            "out_of_order": 0,
+            "corrupt": 0,
+            "missed_wakeups": 0,
+        }
 
 
 def _start(
     values: RunConfig, geometry: Geometry, rings: list[RingName], fleet: Fleet
 ) -> tuple[list[Worker], list[Worker]]:
-    """Starts all processes at once; returns when every publisher is connected to its broker."""
-    brokers = [fleet.start(f"broker {ring.broker}", _broker_spec(values, ring)) for ring in rings]
+    """Starts all processes at once; returns when every publisher is connected to its broker.
+
+    The list of brokers is empty when they run elsewhere.
+    """
+    brokers = [
+        fleet.start(f"broker {ring.broker}", _broker_spec(values, ring, geometry)) for ring in rings
+    ]
     publishers = [
-        fleet.start(f"publisher {n} of broker {ring.broker}", spec)
-        for ring in rings
-        for n, spec in enumerate(_publisher_specs(values, ring, geometry))
+        fleet.start(f"publisher {n} of broker {broker}", spec)
+        for broker in range(values.brokers)
+        for n, spec in enumerate(_publisher_specs(values, broker, geometry))
     ]
     ready_by = time.monotonic() + _START_TIMEOUT
     listening = fleet.gather(brokers, "listening", lambda: ready_by)
+    addresses = values.addresses or [answer["address"] for answer in listening]
     for n, publisher in enumerate(publishers):
-        address = listening[n // values.publishers_per_broker]["address"]
-        publisher.tell(do="connect", address=address)
+        publisher.tell(do="connect", address=addresses[n // values.publishers_per_broker])
     fleet.gather(publishers, "ready", lambda: ready_by)
     return brokers, publishers
 
@@ -130,12 +172,12 @@ def _publish(
     fleet: Fleet,
     brokers: list[Worker],
     publishers: list[Worker],
-    watch: _Watch,
+    watch: Watch,
     monitors: list[_core.Monitor],
 ) -> _Measured:
     """The measured part.
 
-    The brokers have stopped when it returns: everything committed is accepted.
+    Everything committed is accepted when it returns.
     """
     for broker in brokers:
         broker.tell(do="mark")
@@ -147,39 +189,48 @@ def _publish(
     elapsed_seconds = (max(p["end_ns"] for p in published) - start_ns) / 1e9
     _await_accepted(monitors, values)
     for broker in brokers:
+        broker.tell(do="usage")
+    used = fleet.gather(brokers, "usage", watch.deadline)
+    return _Measured(elapsed_seconds, published, used)
+
+
+def _stop(fleet: Fleet, brokers: list[Worker], watch: Watch) -> None:
+    """The brokers have released every slot and are gone when it returns."""
+    watch.begin("stop")
+    for broker in brokers:
         broker.tell(do="stop")
-    done = fleet.gather(brokers, "done", watch.deadline)
+    fleet.gather(brokers, "done", watch.deadline)
     fleet.dismiss(brokers)
-    return _Measured(
-        elapsed_seconds,
-        {
-            "broker": total([d["usage"] for d in done]),
-            "publisher": total([p["usage"] for p in published]),
-        },
-        [p["stages"] for p in published],
-    )
 
 
-def _broker_spec(values: RunConfig, ring: RingName) -> dict[str, Any]:
+def _broker_spec(values: RunConfig, ring: RingName, geometry: Geometry) -> dict[str, Any]:
     return {
         "role": "broker",
         "transport": values.transport,
         "ring": str(ring),
         "slots": values.slots,
         "slot_size": values.effective_slot_size,
+        "slot_stride": geometry.slot_stride,
+        "message_size": values.message_size,
+        "batch_size": values.batch_size,
+        "in_flight": values.in_flight,
         "max_publishers": values.max_publishers,
         "wait": values.wait,
         "spin_us": values.spin_us,
         "scheduling": values.broker_scheduling,
         "sample_every": values.sample_every,
+        "socket_buffer": values.socket_buffer,
+        "token_file": values.token_file,
+        "tls_cert": values.tls_cert,
+        "tls_key": values.tls_key,
     }
 
 
 def _publisher_specs(
-    values: RunConfig, ring: RingName, geometry: Geometry
+    values: RunConfig, broker: int, geometry: Geometry
 ) -> Iterator[dict[str, Any]]:
     for n in range(values.publishers_per_broker):
-        number = int(ring.broker) * values.publishers_per_broker + n
+        number = broker * values.publishers_per_broker + n
         share, rest = divmod(values.total_messages, values.publishers)
         yield {
             "role": "publisher",
@@ -200,84 +251,13 @@ def _publisher_specs(
             "producer": values.producer,
             "messages_per_call": values.messages_per_call,
             "ceiling": values.ceiling,
+            "socket_buffer": values.socket_buffer,
+            "token_file": values.token_file,
+            "tls_ca": values.tls_ca,
+            # Brokers of the run's own have the certificate, and ask nobody for one.
+            "tls_cert": values.tls_cert if values.addresses else None,
+            "tls_key": values.tls_key if values.addresses else None,
         }
-
-
-class _Watch:
-    """Progress of the run, and the moment at which standing still becomes a failure."""
-
-    def __init__(
-        self,
-        values: RunConfig,
-        monitors: list[_core.Monitor],
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self._phase = "start"
-        self._monitors = monitors
-        self._on_progress = on_progress
-        self._total = values.total_messages * values.message_size
-        # The publishers' own waits end after `timeout` with a better message than ours.
-        self._patience = 2 * values.timeout
-        self._accepted = -1
-        self._moved = time.monotonic()
-
-    def tick(self) -> None:
-        accepted = _counters(self._monitors)["payload_bytes"]
-        if accepted != self._accepted:
-            self._accepted = accepted
-            self._moved = time.monotonic()
-        self._on_progress(Progress(self._phase, accepted, self._total))
-
-    def deadline(self) -> float:
-        return self._moved + self._patience
-
-    def begin(self, phase: str) -> None:
-        """Another phase begins."""
-        self._phase = phase
-        self._moved = time.monotonic()
-
-
-class _Ceiling:
-    """Bare memory copy in the publishers' own processes, half of it before and half after the run.
-
-    Measured with plain and with non-temporal stores; the better one is the ceiling.
-    """
-
-    def __init__(
-        self, values: RunConfig, fleet: Fleet, publishers: list[Worker], watch: _Watch
-    ) -> None:
-        self._enabled = values.ceiling
-        self._fleet = fleet
-        self._publishers = publishers
-        self._watch = watch
-        batch = values.batch_size // values.message_size * values.message_size
-        half = min(values.total_messages * values.message_size, _CEILING_BYTES) / 2
-        self._batches = max(1, round(half / batch / len(publishers)))
-        self._bytes_per_pass = self._batches * batch * len(publishers)
-        self._seconds = {False: 0.0, True: 0.0}
-        self._passes = 0
-
-    def measure(self) -> None:
-        if not self._enabled:
-            return
-        self._passes += 1
-        modes = [False, True] if _core.HAS_NONTEMPORAL else [False]
-        for nontemporal in modes:
-            self._watch.begin("ceiling")
-            start_ns = time.monotonic_ns()
-            for publisher in self._publishers:
-                publisher.tell(do="ceiling", batches=self._batches, nontemporal=nontemporal)
-            ended = self._fleet.gather(
-                self._publishers, "ceiling", self._watch.deadline, self._watch.tick
-            )
-            self._seconds[nontemporal] += (max(e["end_ns"] for e in ended) - start_ns) / 1e9
-
-    @property
-    def best(self) -> float | None:
-        """Bytes per second of all publishers together; None when it was not measured."""
-        if not self._passes:
-            return None
-        return self._bytes_per_pass * self._passes / min(s for s in self._seconds.values() if s)
 
 
 def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
@@ -289,9 +269,20 @@ def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
         time.sleep(_POLL)
 
 
-def _check_space(values: RunConfig, geometry: Geometry) -> None:
+def _check_addresses(values: RunConfig) -> None:
+    """Brokers elsewhere are reached with the transport that is measured."""
+    for address in values.addresses:
+        scheme, _ = split_address(address)
+        if scheme != values.transport:
+            raise ConfigurationError(
+                f"{address} is not an address of the transport {values.transport}",
+                f"--transport {scheme}",
+            )
+
+
+def _check_space(ring_bytes: int, rings: list[RingName], values: RunConfig) -> None:
     """Says what the whole run needs, before the first of its rings fits and the last does not."""
-    needed = geometry.total_bytes * values.brokers
+    needed = ring_bytes * len(rings)
     space = os.statvfs(SHM_DIRECTORY)
     if needed > space.f_bavail * space.f_frsize:
         raise not_enough_space(
@@ -300,12 +291,6 @@ def _check_space(values: RunConfig, geometry: Geometry) -> None:
             f"{values.brokers} brokers with {values.slots} slots of "
             f"{format_size(values.effective_slot_size)} each",
         )
-
-
-def _counters(monitors: list[_core.Monitor]) -> dict[str, int]:
-    """The brokers' counters, added up."""
-    controls = [monitor.control() for monitor in monitors]
-    return {name: sum(control[name] for control in controls) for name in controls[0]}
 
 
 @contextmanager

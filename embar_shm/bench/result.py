@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict
 
 from embar_shm.bench.instrumentation import ACCEPTABLE, Instrumentation
+from embar_shm.bench.sockets import Sockets
+from embar_shm.bench.sockets import warnings as socket_warnings
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import Usage
 from embar_shm.bench.verdict import Verdict, verdict
@@ -45,7 +47,8 @@ class Result(TypedDict):
     ceilings: dict[str, dict[str, float]]
     stages: dict[str, Stage]
     instrumentation: Instrumentation
-    system: dict[str, Usage]
+    system: dict[str, Any]
+    """`Usage` by role, and `sockets` (bench.sockets) where there were some."""
     memory: dict[str, int]
     environment: dict[str, Any]
     warnings: list[str]
@@ -60,16 +63,19 @@ def build(
     startup_seconds: float,
     elapsed_seconds: float,
     counters: dict[str, int],
-    copy_bytes_per_second: float | None,
+    ceilings: dict[str, float],
     stages: dict[str, Stage],
     instrumentation: Instrumentation,
     system: dict[str, Usage],
+    sockets: Sockets | None,
     segment_bytes: int,
     environment: dict[str, Any],
+    warnings: list[str],
 ) -> Result:
     """Puts a result together. Raises `IntegrityError` instead when the counters do not add up.
 
-    `counters` are those of `Monitor.control`, of all brokers together.
+    `counters` are those of `Monitor.control`, of all brokers together; `ceilings` are bytes per
+    second, by name; `warnings` come after those that the numbers themselves give cause for.
     """
     messages = config.values.total_messages
     size = messages * config.values.message_size
@@ -83,12 +89,6 @@ def build(
     }
     _check(integrity)
     rate = size / elapsed_seconds
-    ceilings: dict[str, dict[str, float]] = {}
-    if copy_bytes_per_second:
-        ceilings["memory_copy"] = {
-            "bytes_per_second": copy_bytes_per_second,
-            "share": rate / copy_bytes_per_second,
-        }
     result: Result = {
         "schema": SCHEMA,
         "started": started,
@@ -104,13 +104,20 @@ def build(
             "batches": counters["batches"],
         },
         "integrity": integrity,
-        "ceilings": ceilings,
+        "ceilings": {
+            name: {"bytes_per_second": ceiling, "share": rate / ceiling}
+            for name, ceiling in ceilings.items()
+        },
         "stages": stages,
         "instrumentation": instrumentation,
-        "system": system,
+        "system": dict(system) if sockets is None else {**system, "sockets": sockets},
         "memory": {"segment_bytes": segment_bytes},
         "environment": environment,
-        "warnings": _warnings(config, elapsed_seconds, counters, instrumentation),
+        "warnings": [
+            *_warnings(config, elapsed_seconds, counters, instrumentation),
+            *socket_warnings(sockets),
+            *warnings,
+        ],
     }
     result["verdict"] = verdict(result)
     return result
@@ -146,7 +153,10 @@ def _warnings(
             f"{left} of total_bytes={values.total_bytes} were not sent: it is not a multiple of "
             f"message_size={values.message_size}"
         )
-    if (wanted := values.publishers_per_broker * values.in_flight) > values.slots:
+    if (
+        not values.addresses
+        and (wanted := values.publishers_per_broker * values.in_flight) > values.slots
+    ):
         found.append(
             f"{values.publishers_per_broker} publishers with in_flight={values.in_flight} want "
             f"{wanted} slots of each broker, which has {values.slots}: they wait for each other"

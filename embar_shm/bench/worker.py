@@ -4,8 +4,9 @@ Coordinator and worker exchange one JSON object per line over the worker's stdin
 first line a worker gets says what it is; `fleet` is the other end. End of file, or the
 coordinator's death, ends the worker.
 
-    broker:     -> listening;  mark -> (nothing);  stop -> done
-    publisher:  connect -> ready;  ceiling -> ceiling;  publish -> published
+    broker:     -> listening;  mark -> (nothing);  usage -> usage;  stop -> done
+    publisher:  connect -> ready;  copy -> copied;  publish -> published
+    both:       loopback-..., see `yardsticks`
     both:       -> error, when an `EmbarError` ends the worker
 """
 
@@ -13,21 +14,25 @@ from __future__ import annotations
 
 import itertools
 import json
-import mmap
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
-from embar_shm import _core, transports
+from embar_shm import _core, tls, transports
 from embar_shm.bench.usage import usage_now, usage_since
+from embar_shm.bench.yardsticks import LoopbackReceiver, LoopbackSender, MemoryCopy, Places
 from embar_shm.broker import Broker
 from embar_shm.errors import EmbarError
 from embar_shm.publisher import Publisher
-from embar_shm.segment import prefault_memory
+from embar_shm.token import read_token
+from embar_shm.transports import ListenOptions
 
 __all__ = ["main"]
 
@@ -54,31 +59,40 @@ def _say(event: str, **fields: Any) -> None:
 def _broker(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
     if spec["scheduling"] == "batch":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    before = [usage_now()]
+    loopback = LoopbackReceiver(spec, _say)
 
     def obey() -> None:
+        before = usage_now()
         for command in commands:
-            if command["do"] == "mark":  # the clock starts: what was used before does not count
-                before[0] = usage_now()
-            elif command["do"] == "stop":
-                break
+            match command["do"]:
+                case "mark":  # the clock starts: what was used before does not count
+                    before = usage_now()
+                case "usage":
+                    _say("usage", usage=usage_since(before), sockets=_fields(listener.sockets()))
+                case "stop":
+                    break
+                case _:
+                    loopback.obey(command)
         broker.stop()
 
-    with Broker.create(
-        spec["ring"],
-        slots=spec["slots"],
-        slot_size=spec["slot_size"],
-        max_publishers=spec["max_publishers"],
-        wait=spec["wait"],
-        spin_us=spec["spin_us"],
-        stage_times=spec["sample_every"] > 0,
-    ) as broker:
-        listener = transports.get(spec["transport"]).listen(broker)
+    with (
+        Broker.create(
+            spec["ring"],
+            slots=spec["slots"],
+            slot_size=spec["slot_size"],
+            max_publishers=spec["max_publishers"],
+            wait=spec["wait"],
+            spin_us=spec["spin_us"],
+            stage_times=spec["sample_every"] > 0,
+        ) as broker,
+        closing(loopback),
+    ):
+        listener = transports.get(spec["transport"]).listen(broker, None, _listen_options(spec))
         _say("listening", address=listener.address)
         threading.Thread(target=obey, daemon=True).start()
         broker.serve()
         listener.stop()
-        _say("done", usage=usage_since(before[0]))
+        _say("done")
 
 
 def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None:
@@ -98,15 +112,22 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
         copy=spec["copy"],
         sample_every=spec["sample_every"],
         publisher_id=spec["publisher_id"],
+        connect_timeout=spec["timeout"],
+        token=_token(spec),
+        tls=_publisher_tls(spec),
+        socket_buffer=spec["socket_buffer"],
     ) as publisher:
         produce = _producer(publisher, spec)
-        measure_copy = _copier(spec) if spec["ceiling"] else None
+        if spec["ceiling"]:
+            places = Places.prefaulted(spec)
+            memory_copy = MemoryCopy(places, _source(spec))
+            loopback = LoopbackSender(places, _say)
         _say("ready")
         for command in commands:
             match command["do"]:
-                case "ceiling" if measure_copy is not None:
-                    measure_copy(command["batches"], command["nontemporal"])
-                    _say("ceiling", end_ns=time.monotonic_ns())
+                case "copy":
+                    memory_copy.copy(command["batches"], command["nontemporal"])
+                    _say("copied", end_ns=time.monotonic_ns())
                 case "publish":
                     before = usage_now()
                     produce()
@@ -114,8 +135,37 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
                     if spec["ack"]:
                         publisher.wait_acked()
                     end_ns = time.monotonic_ns()
-                    usage = usage_since(before)
-                    _say("published", end_ns=end_ns, usage=usage, stages=publisher.stages())
+                    _say(
+                        "published",
+                        end_ns=end_ns,
+                        usage=usage_since(before),
+                        stages=publisher.stages(),
+                        sockets=_fields(publisher.sockets()),
+                        stats=_fields(publisher.stats()),
+                    )
+                case _:
+                    loopback.obey(command)
+
+
+def _listen_options(spec: dict[str, Any]) -> ListenOptions:
+    certificate, key = spec["tls_cert"], spec["tls_key"]
+    context = tls.server_context(certificate, key) if certificate is not None else None
+    return ListenOptions(token=_token(spec), tls=context, socket_buffer=spec["socket_buffer"])
+
+
+def _publisher_tls(spec: dict[str, Any]) -> ssl.SSLContext | None:
+    if spec["tls_ca"] is None:
+        return None
+    return tls.client_context(spec["tls_ca"], spec["tls_cert"], spec["tls_key"])
+
+
+def _token(spec: dict[str, Any]) -> str | None:
+    return None if spec["token_file"] is None else read_token(spec["token_file"])
+
+
+def _fields(found: Any) -> dict[str, Any] | None:
+    """Of a dataclass, for JSON."""
+    return None if found is None else asdict(found)
 
 
 def _producer(publisher: Publisher, spec: dict[str, Any]) -> Callable[[], None]:
@@ -149,20 +199,9 @@ def _block(spec: dict[str, Any]) -> bytes:
     return os.urandom(spec["message_size"]) * int(spec["messages_per_call"])
 
 
-def _copier(spec: dict[str, Any]) -> Callable[[int, bool], None]:
-    """The same copies without ring: from the same source, into as many slots as are in flight."""
-    source = os.urandom(spec["message_size"]) if spec["producer"] == "one" else _block(spec)
-    stride: int = spec["slot_stride"]
-    places = min(spec["in_flight"], spec["slots"])
-    memory = mmap.mmap(-1, places * stride)  # shared and anonymous: the same kind of pages
-    prefault_memory(memory)
-    offsets = [place * stride + mmap.PAGESIZE for place in range(places)]
-    batch = spec["batch_size"] // spec["message_size"] * spec["message_size"]
-
-    def copy(batches: int, nontemporal: bool) -> None:
-        _core.memory_copy(memory, offsets, source, batch, batches, nontemporal)
-
-    return copy
+def _source(spec: dict[str, Any]) -> bytes:
+    """What the producer copies from."""
+    return os.urandom(spec["message_size"]) if spec["producer"] == "one" else _block(spec)
 
 
 if __name__ == "__main__":

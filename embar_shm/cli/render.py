@@ -11,9 +11,9 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
-from embar_shm.bench.coordinator import Progress
 from embar_shm.bench.result import Result
 from embar_shm.bench.usage import by_role
+from embar_shm.bench.watch import Progress
 from embar_shm.cli import render_verdict
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
@@ -32,6 +32,11 @@ STAGES = (
     ("broker.release", "free the slot, wake who waits"),
     ("publisher.wait_ack", "wait for the last acknowledgement"),
 )
+
+_CEILINGS = {
+    "memory_copy": ("memory copy", "by the same processes without a ring"),
+    "tcp_loopback": ("TCP loopback", "by the same processes with bare send and recv"),
+}
 
 
 def open_console(stderr: bool = False) -> Console:
@@ -137,6 +142,10 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
+def _reached(share: float) -> str:
+    return f"{share:.0%} of" if share < 2 else f"{share:.1f} times"
+
+
 def _summary(found: Result) -> Table:
     t, i = found["throughput"], found["integrity"]
     p = {name: parameter["value"] for name, parameter in found["parameters"].items()}
@@ -157,12 +166,13 @@ def _summary(found: Result) -> Table:
         f"[bold]{format_rate(t['bytes_per_second'])}[/bold], "
         f"{t['messages_per_second'] / 1e6:.2f} million messages/s",
     )
-    if ceiling := found["ceilings"].get("memory_copy"):
-        table.add_row(
-            "memory copy",
-            f"{format_rate(ceiling['bytes_per_second'])} by the same processes without a ring: "
-            f"the run reached [bold]{ceiling['share']:.0%}[/bold] of it",
-        )
+    for name, (label, how) in _CEILINGS.items():
+        if ceiling := found["ceilings"].get(name):
+            table.add_row(
+                label,
+                f"{format_rate(ceiling['bytes_per_second'])} {how}: "
+                f"the run reached [bold]{_reached(ceiling['share'])}[/bold] it",
+            )
     table.add_row(
         "integrity",
         f"{i['sent']:,} sent, {i['accepted']:,} accepted, {i['lost']} lost, "

@@ -16,9 +16,9 @@ from verdict_cases import SHM, TCP, changed, without
 from embar_shm import transports
 from embar_shm.bench import contrast
 from embar_shm.bench.compare import Comparison, build, compare, configurations
-from embar_shm.bench.coordinator import Progress
 from embar_shm.bench.spread import spread
 from embar_shm.bench.verdict import verdict
+from embar_shm.bench.watch import Progress
 from embar_shm.cli import render, render_compare
 from embar_shm.config import LoadedConfig, load
 from embar_shm.errors import ConfigurationError, RunFailed

@@ -10,6 +10,7 @@ import pytest
 
 from embar_shm.bench.csvfile import COLUMNS, append_row
 from embar_shm.bench.result import Result, build
+from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.stages import summarise
 from embar_shm.config import load
 from embar_shm.errors import ConfigurationError, IntegrityError
@@ -34,6 +35,8 @@ def result_of(
     counters: dict[str, int] | None = None,
     seconds: float = 2.0,
     overhead: float = 0.02,
+    warnings: list[str] | None = None,
+    sockets: Sockets | None = None,
     **flags: object,
 ) -> Result:
     flags = {"message_size": "1000", "total_bytes": "1MB"} | flags
@@ -43,12 +46,14 @@ def result_of(
         startup_seconds=0.5,
         elapsed_seconds=seconds,
         counters=GOOD | (counters or {}),
-        copy_bytes_per_second=1e6,
+        ceilings={"memory_copy": 1e6, "tcp_loopback": 2.5e5},
         stages={},
         instrumentation={"sample_every": 256, "overhead_share": overhead},
         system={"broker": USAGE, "publisher": USAGE},  # type: ignore[dict-item]
+        sockets=sockets,
         segment_bytes=1,
         environment={},
+        warnings=warnings or [],
     )
 
 
@@ -57,7 +62,10 @@ def test_throughput_is_message_bytes_by_the_time_of_the_slowest() -> None:
     assert result["throughput"]["bytes_per_second"] == 500_000
     assert result["throughput"]["messages_per_second"] == 500
     assert result["throughput"]["batches_per_second"] == 5
-    assert result["ceilings"]["memory_copy"] == {"bytes_per_second": 1e6, "share": 0.5}
+    assert result["ceilings"] == {
+        "memory_copy": {"bytes_per_second": 1e6, "share": 0.5},
+        "tcp_loopback": {"bytes_per_second": 2.5e5, "share": 2.0},
+    }
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,11 @@ def test_counters_that_do_not_add_up_are_an_error_and_no_result(
             "the stage times used 2.1% of the CPU time: raise sample_every (256",
         ),
         ({"counters": {"missed_wakeups": 5}}, "5 sleeps ran out although there was work"),
+        (
+            {"sockets": {"requested_sndbuf": 2**19, "granted_sndbuf": 2**18}},
+            "512 KiB were wanted, the kernel gives 256 KiB at most: net.core.wmem_max",
+        ),
+        ({"warnings": ["tcp_loopback was not measured"]}, "tcp_loopback was not measured"),
     ],
 )
 def test_what_a_reader_should_know_is_a_warning(arguments: dict[str, Any], said: str) -> None:

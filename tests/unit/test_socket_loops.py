@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from embar_shm import _core
-from embar_shm.testing import Child
 
 BATCH = 100_000  # more than a socket pair holds on its way, so that sender and receiver wait
 OFFSETS = [8, 8 + BATCH]
@@ -153,33 +152,33 @@ def test_a_descriptor_that_is_no_socket_raises() -> None:
         os.close(writer)
 
 
-WAITS = """
-    import mmap, signal, socket, sys
-    from embar_shm import _core
-
-    one, other = socket.socketpair()
-    memory = mmap.mmap(-1, 2**20)
-    signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
-    try:
-        print("waiting")
-        if sys.argv[1] == "send":
-            _core.tcp_send_loop(one.fileno(), memory, [0], 2**20, 10**9)
-        else:
-            other.send(b"a part of a batch")
-            _core.tcp_receive_loop(one.fileno(), memory, [0], 2**20)
-    except KeyboardInterrupt:
-        print("interrupted")
-"""
+class Enough(Exception):
+    """Raised by a signal handler."""
 
 
 @pytest.mark.parametrize("direction", ["send", "receive"])
-def test_signals_are_handled_in_a_wait_and_ctrl_c_ends_it(
-    direction: str, run_child: Callable[..., Child]
+def test_signal_handlers_run_in_a_wait_and_end_it_when_they_raise(
+    direction: str, pair: Pair
 ) -> None:
-    child = run_child(WAITS, direction)
-    child.expect("waiting")
-    child.signal(signal.SIGUSR1)
-    child.expect("handled")
-    child.signal(signal.SIGINT)
-    child.expect("interrupted")
-    assert child.wait() == 0
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        if handled == 5:
+            raise Enough
+
+    one, other = pair
+    other.send(b"a part of a batch")
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(Enough):
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            if direction == "send":
+                _core.tcp_send_loop(one.fileno(), bytes(SIZE), OFFSETS, BATCH, 10**9)
+            else:
+                _core.tcp_receive_loop(one.fileno(), mmap.mmap(-1, SIZE), OFFSETS, BATCH)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled == 5
