@@ -33,6 +33,7 @@ __all__ = [
     "per_batch_us",
     "publisher_side",
     "ratio",
+    "wall_us_per_batch",
 ]
 
 _BUFFER_WRITE: Final = "publisher.buffer_write"  # one sample per message
@@ -147,6 +148,14 @@ def per_batch_us(result: Mapping[str, Any], stage: str, figure: str = "mean_us")
     return us
 
 
+def wall_us_per_batch(result: Mapping[str, Any]) -> float | None:
+    """The time one publisher has for a batch: wall time of the run x publishers / batches."""
+    publishers = parameter(result, "publishers")
+    if not publishers:
+        return None
+    return ratio(result["throughput"]["elapsed_seconds"] * 1e6 * publishers, _batches(result))
+
+
 def copy_us(result: Mapping[str, Any]) -> float | None:
     """Copying one message, typically: the median, or where the clock is too coarse for that, the
     mean. None when it was not sampled."""
@@ -157,12 +166,11 @@ def copy_us(result: Mapping[str, Any]) -> float | None:
 
 
 def publisher_side(result: Mapping[str, Any]) -> PublisherSide | None:
-    """A batch's time on one publisher: wall time of the run x publishers / batches.
+    """A batch's time on one publisher, `wall_us_per_batch`, and the stages in it.
 
     None when the copy was not sampled: what is left over would be mostly that.
     """
-    wall_us = result["throughput"]["elapsed_seconds"] * 1e6 * (parameter(result, "publishers") or 0)
-    batch_us = ratio(wall_us, _batches(result))
+    batch_us = wall_us_per_batch(result)
     if not batch_us or not _samples(result, _BUFFER_WRITE):
         return None
     names = _PUBLISHER_STAGES if has_ingest(result) else (*_PUBLISHER_STAGES, _GET_BUFFER)

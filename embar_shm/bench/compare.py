@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 
 from embar_shm import transports
 from embar_shm.bench import coordinator
-from embar_shm.bench.breakdown import ceiling, per_batch_us, ratio
+from embar_shm.bench.breakdown import ceiling, per_batch_us, ratio, wall_us_per_batch
 from embar_shm.bench.contrast import Answer, answer
 from embar_shm.bench.result import Result
 from embar_shm.bench.spread import Spread, spread
@@ -46,6 +46,7 @@ class Summary(TypedDict):
     user_seconds_per_gb: Spread | None
     kernel_seconds_per_gb: Spread | None
     switches_per_batch: Spread | None
+    us_per_batch: Spread | None
     stages: dict[str, Stage]
     stages_us_per_batch: dict[str, float]
     typical_round: int
@@ -156,6 +157,7 @@ def build(
                 ),
                 ratio=pair["over_rounds"],
                 rounds=rounds,
+                batch_us=_median(summary[pair["slower"]]["us_per_batch"]),
                 stages=(
                     summary[pair["faster"]]["stages_us_per_batch"],
                     summary[pair["slower"]]["stages_us_per_batch"],
@@ -170,7 +172,7 @@ def build(
 
 def _summary(results: Sequence[Result]) -> Summary:
     rates = [result["throughput"]["bytes_per_second"] for result in results]
-    names = dict.fromkeys(name for result in results for name in result["stages"])
+    names = dict.fromkeys(n for result in results for n, stage in result["stages"].items() if stage)
     per_batch = {
         name: [us for result in results if (us := per_batch_us(result, name)) is not None]
         for name in names
@@ -182,6 +184,7 @@ def _summary(results: Sequence[Result]) -> Summary:
         "user_seconds_per_gb": spread([_per_gb(result, "user_seconds") for result in results]),
         "kernel_seconds_per_gb": spread([_per_gb(result, "kernel_seconds") for result in results]),
         "switches_per_batch": spread([_switches_per_batch(result) for result in results]),
+        "us_per_batch": spread([wall_us_per_batch(result) for result in results]),
         "stages": {name: _stage(results, name) for name in names},
         "stages_us_per_batch": {
             name: statistics.median(found) for name, found in per_batch.items() if found
@@ -192,7 +195,7 @@ def _summary(results: Sequence[Result]) -> Summary:
 
 def _stage(results: Sequence[Result], name: str) -> Stage:
     """The median of each of its figures, over the rounds that have it."""
-    rounds = [result["stages"][name] for result in results if name in result["stages"]]
+    rounds = [stage for result in results if (stage := result["stages"].get(name))]
 
     def median(figure: str) -> float:
         return statistics.median(float(cast(Any, stage)[figure]) for stage in rounds)
@@ -212,6 +215,10 @@ def _ceiling(results: Sequence[Result]) -> CeilingShare | None:
     if shares is None or found[0] is None:
         return None
     return {"name": found[0]["name"], "share": shares}
+
+
+def _median(figure: Spread | None) -> float | None:
+    return figure["median"] if figure else None
 
 
 def _per_gb(result: Result, part: str) -> float | None:

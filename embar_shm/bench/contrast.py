@@ -49,6 +49,7 @@ class _Pair:
     rates: tuple[float, float]
     ratio: Spread
     rounds: int
+    batch_us: float | None
     stages: tuple[Mapping[str, float], Mapping[str, float]]
 
     @property
@@ -74,10 +75,13 @@ class _Pair:
 
     @property
     def grown(self) -> str | None:
-        """The stage of work that takes most longer over the slower one; None when none does."""
+        """The stage of work that takes most longer over the slower one; None when none explains
+        anything, as when those that do are not timed."""
         growth = {stage: after - before for stage in _WORK for before, after in [self.us(stage)]}
         stage = max(growth, key=growth.__getitem__)
-        return stage if growth[stage] > 0 else None
+        if self.batch_us is None or growth[stage] < limit("grew") * self.batch_us:
+            return None
+        return stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,15 @@ def answer(
     rates: tuple[float, float],
     ratio: Spread,
     rounds: int,
+    batch_us: float | None,
     stages: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> Answer:
-    """The answer for two transports: `rates` in bytes per second, `stages` in us per batch."""
-    pair = _Pair(faster, slower, rates, ratio, rounds, stages)
+    """The answer for two transports: `rates` in bytes per second, `stages` in us per batch.
+
+    `batch_us` is the time a publisher has for a batch over the slower one: a stage that grew by
+    next to nothing of it explains nothing.
+    """
+    pair = _Pair(faster, slower, rates, ratio, rounds, batch_us, stages)
     rule = next(rule for rule in RULES if rule.applies(pair))
     evidence = {
         "faster_bytes_per_second": rates[0],

@@ -276,6 +276,20 @@ def test_no_stage_is_blamed_for_a_difference_that_is_none() -> None:
     assert "grew" not in answer["sentence"]
 
 
+def test_a_stage_that_grew_by_next_to_nothing_is_not_blamed() -> None:
+    """As when sending and receiving are not timed: what is left is not the reason."""
+    little = {
+        "stages.broker.receive": None,
+        "stages.publisher.send_payload": None,
+        "stages.broker.release.mean_us": 90.0,
+    }
+    (answer,) = comparison_of([60] * 3, [4] * 3, **little)["verdict"]
+    assert (answer["rule"], answer["grown_stage"]) == ("the transport", None)
+    enough = little | {"stages.broker.release.mean_us": 110.0}  # 104 of 1000 us
+    (answer,) = comparison_of([60] * 3, [4] * 3, **enough)["verdict"]
+    assert answer["grown_stage"] == "broker.release"
+
+
 def test_a_wait_is_never_the_stage_that_grew() -> None:
     waits = {"stages.publisher.wait_space.mean_us": 5000.0}
     (answer,) = comparison_of([60] * 3, [4] * 3, **waits)["verdict"]
