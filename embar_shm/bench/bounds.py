@@ -11,6 +11,8 @@ from embar_shm.units import format_duration, format_rate, format_size
 
 __all__ = ["AT_CEILING", "RULES", "UNKNOWN"]
 
+_WORTH_TELLING: Final = 0.01  # a share that is printed beside the one that decides
+
 
 def _at_ceiling(facts: Facts) -> Found | None:
     if (ceiling := facts.ceiling) is None or ceiling["share"] < limit("at the ceiling"):
@@ -31,8 +33,22 @@ def _at_ceiling(facts: Facts) -> Found | None:
     )
 
 
+def _others(facts: Facts) -> Found | None:
+    share = facts.others_share
+    if share is None or share < limit("others") or not facts.cpus_are_full:
+        return None
+    seconds = share * facts.cpus * facts.throughput["elapsed_seconds"]
+    return Found(
+        f"Other programs use the CPUs: {share:.0%} of the CPU time ({seconds:.3g} s) went to none "
+        "of this run's processes.",
+        {"others_share": share, "others_cpu_seconds": seconds, "cpus": facts.cpus},
+        "again on a quiet machine; ps -eo pcpu,pid,args --sort=-pcpu | head shows who it is",
+    )
+
+
 def _cpus_full(facts: Facts) -> Found | None:
-    if facts.cpu_share is None or not facts.cpus_are_full:
+    others = facts.others_share or 0.0
+    if facts.cpu_share is None or not facts.cpus_are_full or others >= limit("others"):
         return None
     elapsed = facts.throughput["elapsed_seconds"]
     sentence = (
@@ -48,6 +64,9 @@ def _cpus_full(facts: Facts) -> Found | None:
     if facts.kernel_share is not None:
         sentence += f" ({facts.kernel_share:.0%} of it in the kernel)"
         evidence["kernel_share"] = facts.kernel_share
+    if others >= _WORTH_TELLING:
+        sentence += f"; {others:.0%} went to other programs"
+        evidence["others_share"] = others
     sentence += "."
     if facts.processes > facts.cpus:
         evidence["processes"] = facts.processes
@@ -155,7 +174,7 @@ def _one_at_a_time(facts: Facts) -> Found | None:
     c, cpu_share = facts.connections, facts.cpu_share
     if c is None or c["count"] < 2 or c["at_once"] > limit("at once"):
         return None
-    if cpu_share is not None and cpu_share > limit("CPUs idle"):
+    if cpu_share is not None and cpu_share + (facts.others_share or 0.0) > limit("CPUs idle"):
         return None
     return Found(
         f"Connections take turns: {c['count']} of them move what {c['at_once']:.1f} would move "
@@ -190,6 +209,7 @@ AT_CEILING: Final = Rule("at the ceiling", "bound", _at_ceiling)
 
 RULES: Final = (
     AT_CEILING,
+    Rule("others use the CPUs", "bound", _others),
     Rule("CPUs are full", "bound", _cpus_full),
     Rule("publishers are busy", "bound", _publishers_busy),
     Rule("brokers are busy", "bound", _broker_busy),

@@ -29,6 +29,7 @@ __all__ = [
     "copy_us",
     "cpu_share",
     "has_ingest",
+    "others_share",
     "parameter",
     "per_batch_us",
     "publisher_side",
@@ -246,12 +247,28 @@ def ceiling(result: Mapping[str, Any]) -> Ceiling | None:
 
 def cpu_share(result: Mapping[str, Any]) -> float | None:
     """CPU time of all processes of the run by what its CPUs had; None when one is not known."""
-    usages = by_role(result.get("system") or {}).values()
-    cpus = (result.get("environment") or {}).get("cpus_available")
-    if len(usages) < len(ROLES) or not cpus:  # of a remote run only one side is known
+    return ratio(_cpu_seconds(result), _cpu_seconds_there_were(result))
+
+
+def others_share(result: Mapping[str, Any]) -> float | None:
+    """CPU time that went to other programs meanwhile, by the same; None when it is not known."""
+    own = _cpu_seconds(result)
+    busy = ((result.get("system") or {}).get("machine") or {}).get("busy_seconds")
+    if own is None or busy is None:
         return None
-    had = result["throughput"]["elapsed_seconds"] * cpus
-    return ratio(sum(usage["cpu_seconds"] for usage in usages), had)
+    return ratio(max(0.0, busy - own), _cpu_seconds_there_were(result))
+
+
+def _cpu_seconds(result: Mapping[str, Any]) -> float | None:
+    usages = by_role(result.get("system") or {}).values()
+    if len(usages) < len(ROLES):  # of a remote run only one side is known
+        return None
+    return sum(usage["cpu_seconds"] for usage in usages)
+
+
+def _cpu_seconds_there_were(result: Mapping[str, Any]) -> float:
+    cpus = (result.get("environment") or {}).get("cpus_available") or 0
+    return float(result["throughput"]["elapsed_seconds"] * cpus)
 
 
 def _slowest_thread(result: Mapping[str, Any]) -> tuple[str, float] | None:

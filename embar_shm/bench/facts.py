@@ -32,6 +32,9 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "CPUs idle": Limit(
         0.5, "of the CPU time there was, at most; with less left over, turns are turns on the CPUs"
     ),
+    "others": Limit(
+        0.2, "of the CPU time there was; the kernel's timer ticks tell no less in a run of 0.1 s"
+    ),
     "thread full": Limit(
         0.9, "of a thread's wall time, for the same reason; a queue in front of it never empties"
     ),
@@ -75,6 +78,7 @@ class Facts:
         self.usages: dict[str, Usage] = by_role(result.get("system") or {})
         self.sockets: Mapping[str, float] = (result.get("system") or {}).get("sockets") or {}
         self.cpu_share = breakdown.cpu_share(result)
+        self.others_share = breakdown.others_share(result)
         self.kernel_share = self._share_in_kernel()
 
     def of(self, name: str) -> Any:
@@ -96,7 +100,9 @@ class Facts:
     @property
     def cpus_are_full(self) -> bool:
         """Is it known that no CPU time was left? Then waits are turns, whatever they wait for."""
-        return self.cpu_share is not None and self.cpu_share >= limit("CPUs full")
+        if self.cpu_share is None:
+            return False
+        return self.cpu_share + (self.others_share or 0.0) >= limit("CPUs full")
 
     def _share_in_kernel(self) -> float | None:
         # The roles' sums are there, or (an old result) they are not: never for one role only.

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 from embar_shm import _core
 from embar_shm.bench.stages import Stage
-from embar_shm.bench.usage import Usage
+from embar_shm.bench.usage import by_role
 
 __all__ = ["ACCEPTABLE", "WORK", "Instrumentation", "describe", "measured_costs"]
 
@@ -65,7 +65,7 @@ def _python_sample() -> float:
 def describe(
     sample_every: int,
     stages: Mapping[str, Stage],
-    system: Mapping[str, Usage],
+    system: Mapping[str, Any],
     costs: Mapping[str, float],
     *,
     over_network: bool = False,
@@ -79,7 +79,7 @@ def describe(
         stage["count"] * sum(times * costs[kind] for kind, times in work[name].items())
         for name, stage in stages.items()
     )
-    used_ns = sum(usage["cpu_seconds"] for usage in system.values()) * 1e9
+    used_ns = sum(usage["cpu_seconds"] for usage in by_role(system).values()) * 1e9
     return {
         "sample_every": sample_every,
         "overhead_share": spent_ns / used_ns if used_ns else 0.0,

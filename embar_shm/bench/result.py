@@ -13,7 +13,6 @@ from embar_shm.bench.instrumentation import ACCEPTABLE, Instrumentation
 from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.sockets import warnings as socket_warnings
 from embar_shm.bench.stages import Stage
-from embar_shm.bench.usage import Usage
 from embar_shm.bench.verdict import Verdict, verdict
 from embar_shm.config import LoadedConfig, Parameter
 from embar_shm.errors import IntegrityError
@@ -48,7 +47,7 @@ class Result(TypedDict):
     stages: dict[str, Stage]
     instrumentation: Instrumentation
     system: dict[str, Any]
-    """`Usage` by role, and `sockets` (bench.sockets) where there were some."""
+    """By role a `Usage`, and what is known besides: of the machine, and of sockets."""
     memory: dict[str, int]
     environment: dict[str, Any]
     warnings: list[str]
@@ -66,7 +65,7 @@ def build(
     ceilings: dict[str, float],
     stages: dict[str, Stage],
     instrumentation: Instrumentation,
-    system: dict[str, Usage],
+    system: dict[str, Any],
     sockets: Sockets | None,
     segment_bytes: int,
     environment: dict[str, Any],

@@ -1,14 +1,24 @@
-"""What a process used: CPU time, context switches, memory (getrusage(2))."""
+"""What a process used (getrusage(2)): CPU time, switches, memory; and what all used together."""
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, TypedDict
 
-__all__ = ["ROLES", "Usage", "by_role", "total", "usage_now", "usage_since"]
+from embar_shm.cpus import available_cpus
+
+__all__ = ["ROLES", "Usage", "busy_seconds", "by_role", "total", "usage_now", "usage_since"]
 
 ROLES: Final = ("broker", "publisher")
+_STAT: Final = Path("/proc/stat")
+_IDLE: Final = (
+    3,
+    4,
+)  # the columns idle and iowait; guest time, from column 8 on, is user time, too
+_COLUMNS: Final = 8
 
 
 class Usage(TypedDict):
@@ -67,3 +77,24 @@ def total(usages: list[Usage]) -> Usage:
 def by_role(system: Mapping[str, Any]) -> dict[str, Usage]:
     """The usages in a result's `system`, which has more than those; a role may not be known."""
     return {role: system[role] for role in ROLES if system.get(role)}
+
+
+def busy_seconds() -> float | None:
+    """CPU time that all programs together have used since boot, on the CPUs this one may use.
+
+    Counted in the kernel's timer ticks. None where it says nothing about a run: /proc/stat cannot
+    be read, or a quota gives this process less than its CPUs.
+    """
+    allowed = os.sched_getaffinity(0)
+    if available_cpus() < len(allowed):
+        return None
+    try:
+        rows = [line.split() for line in _STAT.read_text().splitlines()]
+    except OSError:
+        return None
+    names = {f"cpu{cpu}" for cpu in allowed}
+    counted = [row[1 : _COLUMNS + 1] for row in rows if row and row[0] in names]
+    if len(counted) < len(names):
+        return None
+    busy = [ticks for row in counted for n, ticks in enumerate(row) if n not in _IDLE]
+    return sum(map(int, busy)) / os.sysconf("SC_CLK_TCK")

@@ -17,6 +17,7 @@ from command import COMMAND, SMALL, embar_shm, leftovers_of, started
 
 from embar_shm.address import RingName, existing_rings
 from embar_shm.bench.csvfile import COLUMNS
+from embar_shm.bench.usage import by_role
 from embar_shm.bench.verdict import verdict
 from embar_shm.errors import EmbarError
 from embar_shm.layout import Geometry
@@ -97,8 +98,8 @@ def test_the_result_has_every_field_of_its_schema(producer: str, ack: str) -> No
     assert result["instrumentation"].keys() == {"sample_every", "overhead_share"}
     assert result["instrumentation"]["sample_every"] == 256
     assert result["instrumentation"]["overhead_share"] > 0
-    assert set(result["system"]) == {"broker", "publisher"}
-    for usage in result["system"].values():
+    assert set(result["system"]) >= {"broker", "publisher"}
+    for usage in by_role(result["system"]).values():
         assert usage["max_rss_bytes"] > 2**20
         assert usage["cpu_seconds"] > 0
         parts = usage["user_seconds"] + usage["kernel_seconds"]

@@ -150,3 +150,11 @@ def test_the_share_of_cpu_time_needs_both_roles() -> None:
     assert breakdown.cpu_share(SHM) == pytest.approx(3.0 / 8)
     remote = changed(SHM, {"system": {"publisher": SHM["system"]["publisher"]}})
     assert breakdown.cpu_share(remote) is None
+
+
+def test_what_the_machine_used_beyond_the_run_is_others() -> None:
+    assert breakdown.others_share(SHM) is None
+    machine = {"system.machine": {"busy_seconds": 5.0}}
+    assert breakdown.others_share(changed(SHM, machine)) == pytest.approx(2.0 / 8)
+    machine = {"system.machine": {"busy_seconds": 2.9}}  # ticks are rough: never below nothing
+    assert breakdown.others_share(changed(SHM, machine)) == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from embar_shm.bench.usage import Usage, by_role, total, usage_now, usage_since
+from embar_shm.bench import usage
+from embar_shm.bench.usage import Usage, busy_seconds, by_role, total, usage_now, usage_since
 
 ONE: Usage = {
     "cpu_seconds": 0.5,
@@ -67,3 +70,46 @@ def test_processes_add_up_except_for_the_largest_peak_of_memory() -> None:
 def test_only_roles_are_taken_from_a_results_system() -> None:
     system = {"sockets": {"eagain": 3}, "publisher": ONE, "broker": None}
     assert by_role(system) == {"publisher": ONE}
+
+
+STAT = """cpu  900 900 900 900 900 900 900 900 900 900
+cpu0 10 20 30 4000 5000 6 7 8 9 9
+cpu1 100 200 300 4000 5000 60 70 80 90 90
+cpu2 1 1 1 1 1 1 1 1 1 1
+intr 12 0 3
+ctxt 99
+"""
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, path: Path, stat: str, quota: int, affinity: set[int]
+) -> None:
+    path.write_text(stat)
+    monkeypatch.setattr(usage, "_STAT", path)
+    monkeypatch.setattr(usage, "available_cpus", lambda: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: affinity)
+
+
+def test_a_cpu_is_busy_when_it_is_neither_idle_nor_waiting_for_a_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine(monkeypatch, tmp_path / "stat", STAT, 2, {0, 1})
+    # user, nice, system, irq, softirq, steal; guest time is in user time already
+    assert busy_seconds() == pytest.approx((81 + 810) / os.sysconf("SC_CLK_TCK"))
+
+
+@pytest.mark.parametrize(
+    ("stat", "quota", "affinity"),
+    [(STAT, 1, {0, 1}), (STAT, 2, {0, 7}), ("", 2, {0, 1})],
+    ids=["a quota", "a CPU that is not counted", "no lines"],
+)
+def test_what_says_nothing_about_a_run_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stat: str, quota: int, affinity: set[int]
+) -> None:
+    machine(monkeypatch, tmp_path / "stat", stat, quota, affinity)
+    assert busy_seconds() is None
+
+
+def test_a_machine_that_does_not_show_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "_STAT", Path("/nowhere/stat"))
+    assert busy_seconds() is None

@@ -186,6 +186,31 @@ CASES = [
         "parameters.transport.value": "pigeon",
     }),
     Case(
+        "others use the CPUs",
+        True,
+        {"environment.cpus_available": 4, "system.machine": {"busy_seconds": 3.9}},
+        said=("22% of the CPU time (0.9 s)",),
+        evidence={"others_share": 0.225, "others_cpu_seconds": 0.9},
+        needs=("system.machine", "system.broker", "environment"),
+    ),
+    Case(
+        "others use the CPUs",
+        False,  # a little
+        {"environment.cpus_available": 4, "system.machine": {"busy_seconds": 3.7}},
+    ),
+    Case(
+        "others use the CPUs",
+        False,  # much, but there are enough CPUs for all
+        {"environment.cpus_available": 8, "system.machine": {"busy_seconds": 6.0}},
+    ),
+    Case(
+        "CPUs are full",
+        True,
+        {"environment.cpus_available": 4, "system.machine": {"busy_seconds": 3.7}},
+        said=("4 CPUs, 75% (27% of it in the kernel); 18% went to other programs.",),
+        needs=("system.machine",),
+    ),
+    Case(
         "CPUs are full",
         True,
         {"environment.cpus_available": 3},
@@ -195,6 +220,11 @@ CASES = [
         needs=("environment", "system", "system.broker", "system.publisher"),
     ),
     Case("CPUs are full", False, {"environment.cpus_available": 4}),
+    Case(
+        "CPUs are full",
+        False,  # of others
+        {"environment.cpus_available": 4, "system.machine": {"busy_seconds": 3.9}},
+    ),
     Case(
         "publishers are busy",
         True,
@@ -261,6 +291,11 @@ CASES = [
         "waiting for space",
         False,  # somebody has to wait for a CPU, and a slot is where they do it
         {"stages.publisher.wait_space.mean_us": 700.0, "environment.cpus_available": 3},
+    ),
+    Case(
+        "waiting for space",
+        False,  # the same, when they are others' turns
+        {"stages.publisher.wait_space.mean_us": 700.0, "system.machine": {"busy_seconds": 7.5}},
     ),
     Case(
         "waiting for acknowledgements",
