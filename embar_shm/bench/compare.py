@@ -81,8 +81,15 @@ def configurations(
 ) -> dict[str, LoadedConfig]:
     """The same configuration for each transport; `origin` says where `names` come from.
 
-    Raises `ConfigurationError` for a transport that does not exist, and for fewer than two.
+    Raises `ConfigurationError` for a transport that does not exist, for fewer than two, and for
+    brokers that run elsewhere: those of one transport are not those of another.
     """
+    if config.values.connect is not None:
+        raise ConfigurationError(
+            f"connect {config.values.connect} ({config.origins['connect']}): a comparison starts "
+            "the brokers of every transport itself",
+            "remove it; embar-shm run --connect measures brokers that run elsewhere",
+        )
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ConfigurationError(
             f"{origin}: {', '.join(names) or 'nothing'}: a comparison needs two or more different "

@@ -43,7 +43,7 @@ _FLAG: Final = "flag --transports"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the comparison as JSON into this file.",
 )
-@config_options_without("transport")
+@config_options_without("transport", "connect")
 def compare_command(
     names: str | None, rounds: int, as_json: bool, output: Path | None, **flags: Any
 ) -> None:

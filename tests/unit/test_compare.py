@@ -81,6 +81,12 @@ def test_fewer_than_two_different_transports_are_refused(names: list[str]) -> No
     assert "installed: " in caught.value.hint
 
 
+def test_brokers_that_run_elsewhere_are_refused_with_the_place_that_names_them() -> None:
+    elsewhere = load(None, None, [], {"EMBAR_CONNECT": "tcp://127.0.0.1:7400"}, {})
+    with pytest.raises(ConfigurationError, match=r"127.0.0.1:7400 \(environment EMBAR_CONNECT\)"):
+        configurations(elsewhere, ["shm", "tcp"], "default")
+
+
 def test_a_transport_that_does_not_exist_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigurationError, match="there is no transport 'quantum'"):
         configurations(CONFIG, ["shm", "quantum"], "flag --transports")
