@@ -49,7 +49,6 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "rounds": Limit(3, "rounds of a comparison; a spread needs so many, unless all is clear"),
     "same": Limit(0.1, "difference between two transports; as much as runs of one of them differ"),
     "grew": Limit(0.1, "of a batch's time over the slower transport; less does not explain it"),
-    "overhead": Limit(0.02, "what measuring may cost at the default, by this project's goals"),
 }
 """Every threshold of the rules."""
 

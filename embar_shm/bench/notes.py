@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from embar_shm.bench import breakdown
@@ -72,21 +71,8 @@ def _less_kernel(facts: Facts) -> str:
     return "shm, if both sides are on one machine; else larger batches, or more CPUs"
 
 
-def _instrumented(facts: Facts) -> Found | None:
-    found: Mapping[str, float | None] = facts.result.get("instrumentation") or {}
-    share, every = found.get("overhead_share"), found.get("sample_every")
-    if share is None or share <= limit("overhead"):
-        return None
-    return Found(
-        f"Taking stage times cost {share:.1%} of this run.",
-        {"overhead_share": share} | ({} if every is None else {"sample_every": every}),
-        f"--sample-every {int(every) * 4}" if every else "a larger --sample-every",
-    )
-
-
 RULES: Final = (
     Rule("calling costs most", "note", _calling),
     Rule("copying costs most", "note", _copying),
     Rule("the kernel costs most", "note", _in_kernel),
-    Rule("measuring costs", "note", _instrumented),
 )

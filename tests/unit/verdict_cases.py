@@ -396,18 +396,4 @@ CASES = [
         next="larger batches",
     ),
     Case("the kernel costs most", False, {}, TCP),
-    Case(
-        "measuring costs",
-        True,
-        {"instrumentation": {"sample_every": 8, "overhead_share": 0.031}},
-        said=("3.1% of this run",),
-        evidence={"overhead_share": 0.031, "sample_every": 8},
-        next="--sample-every 32",
-        needs=("instrumentation", "instrumentation.overhead_share"),
-    ),
-    Case(
-        "measuring costs",
-        False,
-        {"instrumentation": {"sample_every": 64, "overhead_share": 0.02}},
-    ),
 ]  # fmt: skip
