@@ -44,7 +44,13 @@ def _copying(facts: Facts) -> Found | None:
 
 
 def _user_ns_per_message(facts: Facts) -> tuple[float, float] | None:
-    """A publisher's CPU time outside the kernel for a message, and what its copy takes of it."""
+    """A publisher's CPU time outside the kernel for a message, and what its copy takes of it.
+
+    None when the kernel's work is the main part, too: what the rest consists of is beside the point
+    then, and the kernel's timer ticks put some of its own into it.
+    """
+    if facts.kernel_share is None or facts.kernel_share >= limit("main part"):
+        return None
     usage, copy_us = facts.usages.get("publisher"), breakdown.copy_us(facts.result)
     messages = facts.throughput["messages"]
     if usage is None or copy_us is None or not usage.get("user_seconds") or not messages:
