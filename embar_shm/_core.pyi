@@ -98,14 +98,6 @@ class Monitor:
     @property
     def max_publishers(self) -> int: ...
 
-class StageTimes:
-    """A histogram of nanoseconds in this process; one thread records."""
-
-    def __init__(self) -> None: ...
-    def record(self, ns: int) -> None: ...
-    def snapshot(self) -> dict[str, Any]:
-        """As in Monitor: count, sum, max, buckets."""
-
 class Ring(Monitor):
     """The ring's single steps (ring.hpp), for tests and tools."""
 
@@ -303,6 +295,26 @@ class ReceiverCore:
         Waits until batch seq is accepted: how many are; fewer at the timeout (seconds) or after interrupt().
         """
 
+    def receive(
+        self, fd: int, limit: int, seq: int
+    ) -> tuple[int, str, bytes | None, int, int, int, str]:
+        """
+        Receives batches after `seq` from a plain socket until it cannot go on: the last seq; why: 'ended', 'interrupted', 'header' (these 128 bytes are not the next batch's), 'closed', 'stalled' or 'failed' (after so many of so many bytes, errno), 'ring' (status, for ring_error()).
+        """
+
+    def send_acks(self, fd: int, head: bytes, acked: int) -> tuple[int, str, int, str]:
+        """
+        Sends acknowledgements, which begin with `head`, of more than `acked` batches, until it cannot go on: the last seq, why (as in receive()), errno, status.
+        """
+
+    def ring_error(self, status: str) -> Exception:
+        """The error for a status of the ring."""
+
+    def socket_calls(self) -> dict[str, int]:
+        """
+        What receive() and send_acks() did, by the names of `net.SocketCounters`.
+        """
+
     def interrupt(self) -> None:
         """Ends all waits, until resume()."""
 
@@ -324,7 +336,28 @@ class RelayCore:
     Takes batches out of a private ring. One thread calls next(), any the rest.
     """
 
-    def __init__(self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int) -> None: ...
+    def __init__(
+        self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int, timed: bool
+    ) -> None: ...
+    def send(self, fd: int, sent: int, forget: bool) -> tuple[int, str, int]:
+        """
+        Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken; 'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.
+        """
+
+    def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]:
+        """
+        Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': another frame; 'closed', 'failed', 'lie'), that frame's first bytes, how many, errno, and what was acknowledged though it was never committed.
+        """
+
+    def record_send(self, ns: int) -> None:
+        """A send that was done elsewhere."""
+
+    def send_times(self) -> dict[str, Any]:
+        """As in Monitor: count, sum, max, buckets."""
+
+    def socket_calls(self) -> dict[str, int]:
+        """What send() and read_acks() did, by the names of `net.SocketCounters`."""
+
     def next(self, seq: int, timeout: float | None) -> tuple[int, int, int] | None:
         """
         Waits for batch seq: offset of its header, offset and bytes of its body. None at the timeout (seconds), after wake(), or when it is acknowledged already.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -18,7 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from embar_shm import socket_buffers
-from embar_shm.errors import ConfigurationError, ConnectionLost, NoSuchBroker, WaitTimeout
+from embar_shm.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    EmbarError,
+    NoSuchBroker,
+    WaitTimeout,
+)
 
 __all__ = ["SocketCounters", "Stream", "format_endpoint", "open_socket", "parse_endpoint"]
 
@@ -219,6 +226,19 @@ class Stream:
         counters = self.counters
         counters.max_inq_bytes = max(counters.max_inq_bytes, self._queue(_SIOCINQ))
         counters.max_outq_bytes = max(counters.max_outq_bytes, self._queue(_SIOCOUTQ))
+
+    @property
+    def plain_fd(self) -> int | None:
+        """The descriptor, for native code that moves bytes by itself; None: they are encrypted."""
+        return self._socket.fileno()
+
+    def lost(self, how: str, got: int, size: int, number: int) -> EmbarError:
+        """The error for what native code says of this socket: how a transfer ended, and errno."""
+        if how == "stalled":
+            return self._stalled(got, size)
+        if how == "closed":
+            return ConnectionLost(f"{self.peer} closed the connection after {got} of {size} bytes")
+        return ConnectionLost(f"the connection with {self.peer} was lost: {os.strerror(number)}")
 
     def count(self) -> SocketCounters:
         """The counters, with what TCP_INFO says now."""

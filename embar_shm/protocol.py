@@ -44,6 +44,7 @@ from embar_shm.errors import (
 )
 
 __all__ = [
+    "ACK_HEAD",
     "BATCH_HEADER",
     "HEAD_BYTES",
     "MAX_CONTROL_BODY",
@@ -353,6 +354,10 @@ def check_proof(token: str, nonce: bytes, hello: bytes, proof: bytes) -> None:
     """Raises `AccessDenied` when the publisher does not know the token. Constant time."""
     if not hmac.compare_digest(prove(token, nonce, hello), proof):
         raise AccessDenied("the token is wrong", "both sides need the same token")
+
+
+ACK_HEAD: Final = encode(Kind.ACK, bytes(_ACK.size))[: _HEAD.size]
+"""How every ACK frame begins: the native code moves those by itself."""
 
 
 def ack_body(seq: int) -> bytes:

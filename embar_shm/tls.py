@@ -103,6 +103,10 @@ class TlsStream(Stream):
         self._using = threading.Lock()  # around all three
         self._established = False
 
+    @property
+    def plain_fd(self) -> int | None:
+        return None
+
     def handshake(self) -> None:
         """Raises `AccessDenied` for a certificate that does not satisfy, `ConnectionLost`."""
         while True:

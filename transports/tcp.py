@@ -139,16 +139,30 @@ class _Session:
         return Welcome.unpack(frame.body)
 
 
-def read_control(stream: Stream, connection: Connection, *, idle: bool = False) -> protocol.Frame:
-    """The next control frame. Raises what an ERROR frame says. `idle`: waits without a limit."""
-    head = bytearray(protocol.HEAD_BYTES)
-    if not stream.read_into(memoryview(head), idle=idle):
-        raise ConnectionLost(f"{stream.peer} closed the connection")
-    kind, size = connection.head(bytes(head))
-    frame = connection.received(kind, stream.read(size))
+def read_control(
+    stream: Stream, connection: Connection, *, idle: bool = False, begun: bytes = b""
+) -> protocol.Frame:
+    """The next control frame. Raises what an ERROR frame says.
+
+    `idle`: waits without a limit; `begun`: what was read of it already, at least its head.
+    """
+    head, body = begun[: protocol.HEAD_BYTES], begun[protocol.HEAD_BYTES :]
+    if not head:
+        space = bytearray(protocol.HEAD_BYTES)
+        if not stream.read_into(memoryview(space), idle=idle):
+            raise ConnectionLost(f"{stream.peer} closed the connection")
+        head = bytes(space)
+    kind, size = connection.head(head)
+    if size < len(body):
+        raise ProtocolError(f"{stream.peer} sent something behind its {kind.name}")
+    frame = connection.received(kind, body + stream.read(size - len(body)))
     if frame.kind is Kind.ERROR:
         raise protocol.error_from(stream.peer, frame.body)
     return frame
+
+
+def _lie(stream: Stream, seq: int) -> ProtocolError:
+    return ProtocolError(f"{stream.peer} acknowledged batch {seq}, which was never sent")
 
 
 class TcpLink(RingLink):
@@ -170,7 +184,6 @@ class TcpLink(RingLink):
         self._pause = _FIRST_PAUSE
         self._sent = 0  # batches given to the kernel, on this connection or one before
         self._past = SocketCounters()  # of connections that have ended
-        self._send_times = _core.StageTimes()
         self._session = self._connect(options.connect_timeout)
         try:
             self._begin(options, in_flight)
@@ -195,7 +208,11 @@ class TcpLink(RingLink):
         self._private = ring
         self._memory = memoryview(ring.memory)
         self._relay = _core.RelayCore(
-            ring.memory, WAIT_MODES[options.wait], options.spin_us, available_cpus()
+            ring.memory,
+            WAIT_MODES[options.wait],
+            options.spin_us,
+            available_cpus(),
+            options.sample_every != 0,
         )
         self._sender = threading.Thread(target=self._run, name=f"send {peer}", daemon=True)
         self._sender.start()
@@ -285,9 +302,17 @@ class TcpLink(RingLink):
                 session.stream.write(session.protocol.send(Kind.GOODBYE))
                 session.wait_for_end(None)
                 return
-            place = self._relay.next(self._sent + 1, None)
-            if place is not None:
+            fd = session.stream.plain_fd
+            if fd is not None:
+                self._send_natively(session.stream, fd)
+            elif (place := self._relay.next(self._sent + 1, None)) is not None:
                 self._send_batch(session.stream, *place)
+
+    def _send_natively(self, stream: Stream, fd: int) -> None:
+        """All batches, until something else is to be done."""
+        self._sent, how, number = self._relay.send(fd, self._sent, self._options.ack == 0)
+        if how != "whole":
+            raise stream.lost(how, 0, 0, number)
 
     def _send_batch(self, stream: Stream, header: int, body: int, size: int) -> None:
         timed = self._options.sample_every != 0
@@ -298,7 +323,7 @@ class TcpLink(RingLink):
         )
         self._sent += 1
         if timed:
-            self._send_times.record(time.monotonic_ns() - begin)
+            self._relay.record_send(time.monotonic_ns() - begin)
             if self._sent % _SAMPLE_QUEUES_EVERY == 0:
                 stream.sample_queues()
         if not self._options.ack:
@@ -309,7 +334,7 @@ class TcpLink(RingLink):
         error: EmbarError | None = None
         try:
             while True:
-                frame = read_control(session.stream, session.protocol, idle=True)
+                frame = self._read_frame(session)
                 if frame.kind is Kind.GOODBYE:
                     break
                 self._acknowledge(session, protocol.acked_seq(frame.body))
@@ -318,22 +343,32 @@ class TcpLink(RingLink):
         session.end(error)
         self._relay.wake()
 
+    def _read_frame(self, session: _Session) -> protocol.Frame:
+        """The next frame that is more than an acknowledgement, where those are read natively."""
+        stream, begun = session.stream, b""
+        if (fd := stream.plain_fd) is not None:
+            how, begun, got, number, lie = self._relay.read_acks(fd, protocol.ACK_HEAD)
+            if how == "lie":
+                raise _lie(stream, lie)
+            if how != "whole":
+                raise stream.lost(how, got, protocol.HEAD_BYTES, number)
+        return read_control(stream, session.protocol, idle=True, begun=begun)
+
     def _acknowledge(self, session: _Session, seq: int) -> None:
         try:
             self._relay.acknowledge(seq)
         except ValueError:
-            raise ProtocolError(
-                f"{session.stream.peer} acknowledged batch {seq}, which was never sent"
-            ) from None
+            raise _lie(session.stream, seq) from None
 
     # --- the rest of PublisherLink --------------------------------------------------------------
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        return super().stages() | {"send_payload": self._send_times.snapshot()}
+        return super().stages() | {"send_payload": self._relay.send_times()}
 
     def sockets(self) -> SocketCounters:
         """What the sockets of all connections so far did."""
         total = replace(self._past)
+        total.add(SocketCounters(**self._relay.socket_calls()))
         if self._sender.is_alive():
             total.add(self._session.stream.count())
         return total

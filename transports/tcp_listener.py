@@ -144,6 +144,8 @@ class TcpListener(Listener):
         total = SocketCounters()
         with self._lock:
             total.add(self._past)
+            for remote in self._remotes.values():
+                total.add(SocketCounters(**remote.core.socket_calls()))
             for link in self._links:
                 total.add(link.stream.count())
         return total
@@ -312,6 +314,7 @@ class TcpListener(Listener):
 
     def _forget(self, remote: _Remote) -> None:
         del self._remotes[remote.key]
+        self._past.add(SocketCounters(**remote.core.socket_calls()))
         self._forgotten[remote.key] = remote.received_seq
         while len(self._forgotten) > _REMEMBERED:
             self._forgotten.popitem(last=False)
@@ -372,11 +375,8 @@ class TcpListener(Listener):
 
     def _receive_batches(self, link: _Link, remote: _Remote, hello: Hello) -> bool:
         """Until the goodbye (True), or an orderly end of the connection without one."""
-        buffer = bytearray(_core.BATCH_HEADER_BYTES)
-        view = memoryview(buffer)
         limit = self._segment.geometry.slot_bytes
-        while link.stream.read_into(view, idle=True):
-            header = bytes(buffer)
+        while (header := self._next_header(link, remote)) is not None:
             if protocol.is_goodbye(header):
                 link.connection.received(Kind.GOODBYE)
                 return True
@@ -385,12 +385,34 @@ class TcpListener(Listener):
             remote.received_seq = batch.seq
         return False
 
+    def _next_header(self, link: _Link, remote: _Remote) -> bytes | None:
+        """The next header that has to be looked at; None: an orderly end of the connection.
+
+        On a plain socket batches are received natively, until one comes that is not the next.
+        """
+        stream = link.stream
+        if (fd := stream.plain_fd) is None:
+            space = bytearray(_core.BATCH_HEADER_BYTES)
+            return bytes(space) if stream.read_into(memoryview(space), idle=True) else None
+        limit = self._segment.geometry.slot_bytes
+        seq, why, header, got, size, number, status = remote.core.receive(
+            fd, limit, remote.received_seq
+        )
+        remote.received_seq = seq
+        if why == "interrupted":
+            raise _given_up()
+        if why == "ring":
+            raise remote.core.ring_error(status)
+        if why not in ("ended", "header"):
+            raise stream.lost(why, got, size, number)
+        return header
+
     def _receive_body(
         self, stream: Stream, remote: _Remote, header: bytes, batch: protocol.BatchHead
     ) -> None:
         place = remote.core.claim(None)
         if place is None:
-            raise ConnectionLost("the connection was given up while it waited for a slot")
+            raise _given_up()
         try:
             begin = time.monotonic_ns()
             stream.read_into(self._memory[place : place + batch.body_bytes])
@@ -404,27 +426,36 @@ class TcpListener(Listener):
 
     def _send_acks(self, link: _Link, remote: _Remote, wanted: bool) -> None:
         """The thread that tells what the broker has accepted, and that it stopped."""
-        core, acked = remote.core, 0
         try:
-            while True:
-                try:
-                    accepted = core.wait_accepted(acked + 1, None)
-                except EmbarError as error:  # the broker has stopped, or refused a batch
-                    if wanted and core.accepted_seq > acked:
-                        link.say(Kind.ACK, protocol.ack_body(core.accepted_seq))
-                    link.refuse(error)
-                    break
-                if wanted and accepted > acked:
-                    link.say(Kind.ACK, protocol.ack_body(accepted))
-                if accepted <= acked:  # interrupted
-                    if self._stopping:
-                        link.refuse(self._stopped())
-                        break
-                    return
-                acked = accepted
-        except EmbarError as error:  # the connection is lost, or nobody reads
-            _log.info("connection of %s ended: %s", link.stream.peer, error.message)
+            if wanted and (fd := link.stream.plain_fd) is not None:
+                self._send_acks_natively(link.stream, remote, fd)
+            else:
+                self._send_acks_one_by_one(link, remote, wanted)
+            if not self._stopping:
+                return
+            error: EmbarError = self._stopped()
+        except EmbarError as caught:  # the broker has stopped, or the connection is lost
+            error = caught
+        link.refuse(error)
         link.stream.end_reading()
+
+    def _send_acks_natively(self, stream: Stream, remote: _Remote, fd: int) -> None:
+        _, why, number, status = remote.core.send_acks(fd, protocol.ACK_HEAD, 0)
+        if why == "ring":
+            raise remote.core.ring_error(status)
+        if why != "interrupted":
+            raise stream.lost(why, 0, len(protocol.ACK_HEAD), number)
+
+    def _send_acks_one_by_one(self, link: _Link, remote: _Remote, wanted: bool) -> None:
+        acked = 0
+        while (accepted := remote.core.wait_accepted(acked + 1, None)) > acked:
+            acked = accepted
+            if wanted:
+                link.say(Kind.ACK, protocol.ack_body(acked))
+
+
+def _given_up() -> ConnectionLost:
+    return ConnectionLost("the connection was given up for another one, or the broker stops")
 
 
 def _listen(

@@ -6,6 +6,35 @@
 namespace embar {
 namespace {
 
+const char* name(const Transferred& t) {
+    switch (t.how) {
+        case Transferred::Whole: return "whole";
+        case Transferred::Closed: return "closed";
+        case Transferred::Stalled: return "stalled";
+        case Transferred::Failed: return "failed";
+    }
+    return "?";
+}
+const char* name(const Receiver::Ended& e) {
+    switch (e.why) {
+        case Receiver::Ended::Closed: return "ended";
+        case Receiver::Ended::Interrupted: return "interrupted";
+        case Receiver::Ended::Header: return "header";
+        case Receiver::Ended::Socket: return name(e.socket);
+        case Receiver::Ended::Ring: return "ring";
+    }
+    return "?";
+}
+nb::dict as_dict(const SocketCalls& c) {
+    nb::dict d;
+    d["recv_calls"] = c.receives.load(std::memory_order_relaxed);
+    d["send_calls"] = c.sends.load(std::memory_order_relaxed);
+    d["eagain"] = c.eagain.load(std::memory_order_relaxed);
+    d["max_inq_bytes"] = c.max_inq.load(std::memory_order_relaxed);
+    d["max_outq_bytes"] = c.max_outq.load(std::memory_order_relaxed);
+    return d;
+}
+
 class ReceiverCore {
 public:
     // `context` explains errors: embar_shm.segment.Segment. It must not refer back to this object.
@@ -60,6 +89,33 @@ public:
     }
     void close() { core.close(); }
 
+    // Batches from a plain socket, natively: see bind_network().
+    nb::tuple receive(int fd, u64 limit, u64 seq) {
+        BatchHeader header;
+        Receiver::Ended e{};
+        {
+            nb::gil_scoped_release unlocked;
+            e = core.receive(fd, limit, seq, header);
+        }
+        nb::object bytes = nb::none();
+        if (e.why == Receiver::Ended::Header) bytes = nb::bytes(reinterpret_cast<const char*>(&header), sizeof header);
+        return nb::make_tuple(seq, name(e), bytes, e.socket.bytes, e.wanted, e.socket.error, name(e.status));
+    }
+    nb::tuple send_acks(int fd, nb::bytes head, u64 acked) {
+        if (head.size() != AckFrame::kHeadBytes) throw nb::value_error("the head of a frame has 16 bytes");
+        Receiver::Ended e{};
+        {
+            nb::gil_scoped_release unlocked;
+            e = core.send_acks(fd, head.c_str(), acked);
+        }
+        return nb::make_tuple(acked, name(e), e.socket.error, name(e.status));
+    }
+    // The Python error for what receive() or send_acks() said of the ring.
+    nb::object ring_error(std::string status) {
+        nb::object explain = nb::module_::import_("embar_shm.diagnose").attr("publisher_error");
+        return explain(nb::cast(this, nb::rv_policy::reference), status, 0);
+    }
+
     nb::object context_;
     HeldBuffer buffer_;
     Receiver core;
@@ -75,8 +131,34 @@ private:
 
 class RelayCore {
 public:
-    RelayCore(nb::handle buffer, int wait_mode, double spin_us, unsigned cpus)
-        : buffer_(buffer, true), relay_(ring_in(buffer_), spin_options(wait_mode, spin_us, cpus)) {}
+    RelayCore(nb::handle buffer, int wait_mode, double spin_us, unsigned cpus, bool timed)
+        : buffer_(buffer, true), relay_(ring_in(buffer_), spin_options(wait_mode, spin_us, cpus), timed) {}
+
+    // Batches into a plain socket, natively: see bind_network().
+    nb::tuple send(int fd, u64 sent, bool forget) {
+        Transferred t{};
+        {
+            nb::gil_scoped_release unlocked;
+            t = relay_.send(fd, sent, forget);
+        }
+        return nb::make_tuple(sent, name(t), t.error);
+    }
+    nb::tuple read_acks(int fd, nb::bytes head) {
+        if (head.size() != AckFrame::kHeadBytes) throw nb::value_error("the head of a frame has 16 bytes");
+        AckFrame frame;
+        u64 lie = 0;
+        Transferred t{};
+        {
+            nb::gil_scoped_release unlocked;
+            t = relay_.read_acks(fd, head.c_str(), frame, lie);
+        }
+        const std::size_t n = t.how == Transferred::Whole ? t.bytes : 0;
+        return nb::make_tuple(lie ? "lie" : name(t), nb::bytes(reinterpret_cast<const char*>(&frame), n), t.bytes,
+                              t.error, lie);
+    }
+    void record_send(u64 ns) { relay_.send_times().record(ns); }
+    nb::dict send_times() { return as_dict(relay_.send_times()); }
+    nb::dict socket_calls() { return as_dict(relay_.calls); }
 
     // Batch `seq`: offsets of its header and body in the buffer, bytes of its body. None: timeout, or wake().
     nb::object next(u64 seq, std::optional<double> timeout) {
@@ -92,7 +174,10 @@ public:
             }
             check_signals();
             if (relay_.find(seq, where)) return place(where);
-            if (w == Wait::Ready || now_ns() >= deadline) return nb::none();
+            if (w == Wait::Ready || now_ns() >= deadline) {
+                relay_.take_wake();
+                return nb::none();
+            }
         }
     }
     void acknowledge(u64 seq) {
@@ -105,10 +190,8 @@ public:
 private:
     nb::object place(const Ring::Committed& where) const {
         const Ring& ring = relay_.ring();
-        u64 bytes;
-        std::memcpy(&bytes, ring.header_of(where.slot) + offsetof(BatchHeader, body_bytes), sizeof bytes);
         return nb::make_tuple(ring.header_of(where.slot) - buffer_.data(), ring.payload_of(where.slot) - buffer_.data(),
-                              bytes);
+                              relay_.body_bytes(where));
     }
 
     HeldBuffer buffer_;
@@ -146,6 +229,22 @@ void bind_network(nb::module_& m) {
         .def("give_back", &ReceiverCore::give_back, "Gives the slot back: the batch did not come.")
         .def("wait_accepted", &ReceiverCore::wait_accepted, nb::arg("seq"), nb::arg("timeout").none(),
              "Waits until batch seq is accepted: how many are; fewer at the timeout (seconds) or after interrupt().")
+        .def("receive", &ReceiverCore::receive, nb::arg("fd"), nb::arg("limit"), nb::arg("seq"),
+             nb::sig("def receive(self, fd: int, limit: int, seq: int) "
+                     "-> tuple[int, str, bytes | None, int, int, int, str]"),
+             "Receives batches after `seq` from a plain socket until it cannot go on: the last seq; why: 'ended', "
+             "'interrupted', 'header' (these 128 bytes are not the next batch's), 'closed', 'stalled' or 'failed' "
+             "(after so many of so many bytes, errno), 'ring' (status, for ring_error()).")
+        .def("send_acks", &ReceiverCore::send_acks, nb::arg("fd"), nb::arg("head"), nb::arg("acked"),
+             nb::sig("def send_acks(self, fd: int, head: bytes, acked: int) -> tuple[int, str, int, str]"),
+             "Sends acknowledgements, which begin with `head`, of more than `acked` batches, until it cannot go on: "
+             "the last seq, why (as in receive()), errno, status.")
+        .def("ring_error", &ReceiverCore::ring_error, nb::arg("status"),
+             nb::sig("def ring_error(self, status: str) -> Exception"), "The error for a status of the ring.")
+        .def(
+            "socket_calls", [](const ReceiverCore& r) { return as_dict(r.core.calls); },
+            nb::sig("def socket_calls(self) -> dict[str, int]"),
+            "What receive() and send_acks() did, by the names of `net.SocketCounters`.")
         .def(
             "interrupt", [](ReceiverCore& r) { r.core.interrupt(); }, "Ends all waits, until resume().")
         .def("resume", [](ReceiverCore& r) { r.core.resume(); })
@@ -157,9 +256,24 @@ void bind_network(nb::module_& m) {
         .def_prop_ro("accepted_seq", [](const ReceiverCore& r) { return r.core.accepted_seq(); });
 
     nb::class_<RelayCore>(m, "RelayCore", "Takes batches out of a private ring. One thread calls next(), any the rest.")
-        .def(nb::init<nb::handle, int, double, unsigned>(), nb::arg("buffer"), nb::arg("wait_mode"), nb::arg("spin_us"),
-             nb::arg("cpus"),
-             nb::sig("def __init__(self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int) -> None"))
+        .def(nb::init<nb::handle, int, double, unsigned, bool>(), nb::arg("buffer"), nb::arg("wait_mode"),
+             nb::arg("spin_us"), nb::arg("cpus"), nb::arg("timed"),
+             nb::sig("def __init__(self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int, timed: bool) "
+                     "-> None"))
+        .def("send", &RelayCore::send, nb::arg("fd"), nb::arg("sent"), nb::arg("forget"),
+             nb::sig("def send(self, fd: int, sent: int, forget: bool) -> tuple[int, str, int]"),
+             "Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken; "
+             "'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.")
+        .def("read_acks", &RelayCore::read_acks, nb::arg("fd"), nb::arg("head"),
+             nb::sig("def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]"),
+             "Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': "
+             "another frame; 'closed', 'failed', 'lie'), that frame's first bytes, how many, errno, and what was "
+             "acknowledged though it was never committed.")
+        .def("record_send", &RelayCore::record_send, nb::arg("ns"), "A send that was done elsewhere.")
+        .def("send_times", &RelayCore::send_times, nb::sig("def send_times(self) -> dict[str, Any]"),
+             "As in Monitor: count, sum, max, buckets.")
+        .def("socket_calls", &RelayCore::socket_calls, nb::sig("def socket_calls(self) -> dict[str, int]"),
+             "What send() and read_acks() did, by the names of `net.SocketCounters`.")
         .def("next", &RelayCore::next, nb::arg("seq"), nb::arg("timeout").none(),
              nb::sig("def next(self, seq: int, timeout: float | None) -> tuple[int, int, int] | None"),
              "Waits for batch seq: offset of its header, offset and bytes of its body. None at the timeout (seconds), "

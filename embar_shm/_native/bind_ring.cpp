@@ -1,28 +1,9 @@
 // Monitor: everybody's read-only look at a ring. Ring: its single steps, for tests and tools.
-#include <memory>
-
 #include "bindings.hpp"
 #include "ring.hpp"
 
 namespace embar {
 namespace {
-
-template <class T>
-T value(const std::atomic<T>& word) {
-    return word.load(std::memory_order_relaxed);  // statistics: any recent value
-}
-
-nb::dict as_dict(const Histogram& h) {
-    nb::list buckets;
-    for (std::size_t i = 0; i < Histogram::kBuckets; ++i)
-        if (const u64 n = value(h.buckets[i])) buckets.append(nb::make_tuple(Histogram::upper_bound(i), n));
-    nb::dict d;
-    d["count"] = value(h.count);
-    d["sum"] = value(h.sum);
-    d["max"] = value(h.max);
-    d["buckets"] = buckets;
-    return d;
-}
 
 const char* state_name(u32 state) {
     switch (static_cast<EntryState>(state)) {
@@ -137,17 +118,6 @@ protected:
     Ring ring_;
 };
 
-// A histogram in this process, for stages that are timed in Python.
-class StageTimes {
-public:
-    StageTimes() : histogram_(std::make_unique<Histogram>()) { histogram_->reset(); }
-    void record(u64 ns) { histogram_->record(ns); }
-    nb::dict snapshot() const { return as_dict(*histogram_); }
-
-private:
-    std::unique_ptr<Histogram> histogram_;
-};
-
 class Steps : public Monitor {
 public:
     explicit Steps(nb::handle buffer) : Monitor(buffer, true) {}
@@ -195,11 +165,6 @@ void bind_ring(nb::module_& m) {
         .def("slots", &Monitor::slots, nb::sig("def slots(self) -> list[tuple[int, int, int, int]]"),
              "Per slot: (slot, owner index or -1, generation, held for ns).")
         .def_prop_ro("max_publishers", &Monitor::max_publishers);
-    nb::class_<StageTimes>(m, "StageTimes", "A histogram of nanoseconds in this process; one thread records.")
-        .def(nb::init<>())
-        .def("record", &StageTimes::record, nb::arg("ns"))
-        .def("snapshot", &StageTimes::snapshot, nb::sig("def snapshot(self) -> dict[str, Any]"),
-             "As in Monitor: count, sum, max, buckets.");
     nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")
         .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
         .def("claim", &Steps::claim, nb::arg("owner"), "Claims the first free slot: (slot, generation), or None.")

@@ -59,6 +59,23 @@ inline SpinOptions spin_options(int wait_mode, double spin_us, unsigned cpus) {
     return {static_cast<WaitMode>(wait_mode), static_cast<std::uint64_t>(std::max(spin_us, 0.0) * 1e3), cpus};
 }
 
+template <class T>
+T value(const std::atomic<T>& word) {
+    return word.load(std::memory_order_relaxed);  // statistics: any recent value
+}
+
+inline nb::dict as_dict(const Histogram& h) {
+    nb::list buckets;
+    for (std::size_t i = 0; i < Histogram::kBuckets; ++i)
+        if (const u64 n = value(h.buckets[i])) buckets.append(nb::make_tuple(Histogram::upper_bound(i), n));
+    nb::dict d;
+    d["count"] = value(h.count);
+    d["sum"] = value(h.sum);
+    d["max"] = value(h.max);
+    d["buckets"] = buckets;
+    return d;
+}
+
 void bind_segment(nb::module_& m);
 void bind_ring(nb::module_& m);
 void bind_broker(nb::module_& m);

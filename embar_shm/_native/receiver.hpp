@@ -3,12 +3,15 @@
 //   claim      own a slot to receive the body of a batch into
 //   commit     take the batch's place in the log, under the header its publisher gave it
 //   give_back  return the slot: the batch did not come, or not wholly
+//   receive    all of it, from a plain socket, batch after batch
+//   send_acks  wait for the broker, and tell the publisher what is in the log
 //
 // The row belongs to the broker's own process and stands for the remote publisher; one thread claims, receives and
 // commits, another one waits for acknowledgements; interrupt() ends the waits of both.
 #pragma once
 
 #include "publisher_row.hpp"
+#include "socket_io.hpp"
 
 namespace embar {
 
@@ -43,7 +46,82 @@ public:
         if (state() != Status::Closed) leave();
     }
 
+    struct Ended {
+        enum Why {
+            Closed,       // the publisher sends no more, between two batches
+            Interrupted,  // interrupt()
+            Header,       // `header` is not the next batch's: whoever knows the protocol has to look
+            Socket,       // `socket` says how
+            Ring,         // `status` says why there is no slot, or no acknowledgement
+        };
+        Why why;
+        Transferred socket{Transferred::Whole, 0, 0};
+        u64 wanted = 0;  // bytes, where the socket did not give them
+        Status status = Status::Ok;
+    };
+
+    // Receives batches after `seq`, each at most `limit` bytes, until it cannot go on. `seq` counts them.
+    Ended receive(int fd, u64 limit, u64& seq, BatchHeader& header) noexcept {
+        for (;;) {
+            Transferred t = receive_bytes(fd, reinterpret_cast<char*>(&header), sizeof header, sizeof header, calls);
+            if (t.how == Transferred::Stalled && t.bytes == 0 && !interrupted()) continue;  // nothing is published
+            if (t.how == Transferred::Stalled && t.bytes == 0) return {Ended::Interrupted};
+            if (t.how == Transferred::Closed && t.bytes == 0) return {Ended::Closed};
+            if (t.how != Transferred::Whole) return lost(t, sizeof header);
+            if (!is_next(header, seq, limit)) return {Ended::Header};
+            char* body = nullptr;
+            Status s;
+            while ((s = claim(body)) == Status::NeedSlot) {
+                wait_space(now_ns() + kSliceNs);
+                if (interrupted()) return {Ended::Interrupted};
+                if (const Status peer = peer_status(); peer != Status::Ok) return ring_ended(peer);
+            }
+            if (s != Status::Ok) return ring_ended(s);
+            const u64 begin = row_options_.timed ? now_ns() : 0;
+            t = receive_bytes(fd, body, header.body_bytes, header.body_bytes, calls);
+            if (t.how != Transferred::Whole) {
+                give_back();
+                return lost(t, header.body_bytes);
+            }
+            s = commit(header, row_options_.timed ? now_ns() - begin : 0);
+            if (s != Status::Ok) return ring_ended(s);
+            ++seq;
+            if (row_options_.timed && seq % kLookAtQueuesEvery == 0) calls.look_at_queues(fd);
+        }
+    }
+    // Tells the publisher each time the broker has accepted more than `acked`; `head` is how such a frame begins.
+    Ended send_acks(int fd, const char* head, u64& acked) noexcept {
+        AckFrame frame;
+        std::memcpy(frame.head, head, AckFrame::kHeadBytes);
+        for (;;) {
+            wait_acked(acked + 1, now_ns() + kSliceNs);
+            frame.seq = accepted_seq();
+            if (frame.seq > acked) {
+                iovec part{&frame, sizeof frame};
+                if (const Transferred t = send_bytes(fd, &part, 1, calls); t.how != Transferred::Whole)
+                    return lost(t, sizeof frame);
+                acked = frame.seq;
+                continue;
+            }
+            if (interrupted()) return {Ended::Interrupted};
+            // The broker may have accepted something as its last act: look once more after its end.
+            if (const Status peer = peer_status(); peer != Status::Ok && accepted_seq() == acked)
+                return ring_ended(peer);
+        }
+    }
+
+    SocketCalls calls;
+
 private:
+    // The checks of the protocol (protocol.py) that a batch has to pass before its body is received.
+    bool is_next(const BatchHeader& h, u64 seq, u64 limit) const noexcept {
+        return h.magic == kBatchMagic && h.version == kBatchVersion && h.check == header_check(h) &&
+               h.publisher_id == row_options_.publisher_id && h.incarnation == row_options_.incarnation &&
+               h.seq == seq + 1 && h.body_bytes > 0 && h.body_bytes <= std::min(limit, ring_.geometry().slot_bytes);
+    }
+    static Ended lost(const Transferred& t, u64 wanted) noexcept { return {Ended::Socket, t, wanted}; }
+    static Ended ring_ended(Status s) noexcept { return {Ended::Ring, {Transferred::Whole, 0, 0}, 0, s}; }
+
     bool claimed_ = false;
 };
 
