@@ -28,6 +28,7 @@ import enum
 import hmac
 import secrets
 import struct
+import threading
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -237,11 +238,15 @@ def encode(kind: Kind, body: bytes = b"") -> bytes:
 
 
 class Connection:
-    """One side's view of a connection: what was said, and what may be said next."""
+    """One side's view of a connection: what was said, and what may be said next.
+
+    One thread may send while another receives.
+    """
 
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.START
+        self._changing = threading.Lock()  # a GOODBYE and an ACK may cross: neither may be lost
 
     @property
     def peer(self) -> Role:
@@ -250,13 +255,14 @@ class Connection:
 
     def send(self, kind: Kind, body: bytes = b"") -> bytes:
         """The bytes to send. A frame that may not be sent now is a bug of ours: RuntimeError."""
-        after = TRANSITIONS.get((self.state, self.role, kind))
-        if after is None:
-            raise RuntimeError(
-                f"the {self.role.value} may not send {kind.name} on a connection that is "
-                f"{self.state.value}"
-            )
-        self.state = after
+        with self._changing:
+            after = TRANSITIONS.get((self.state, self.role, kind))
+            if after is None:
+                raise RuntimeError(
+                    f"the {self.role.value} may not send {kind.name} on a connection that is "
+                    f"{self.state.value}"
+                )
+            self.state = after
         frame = encode(kind, body)
         if kind is Kind.GOODBYE and self.role is Role.PUBLISHER:
             return frame.ljust(_core.BATCH_HEADER_BYTES, b"\0")
@@ -289,7 +295,8 @@ class Connection:
 
     def received(self, kind: Kind, body: bytes = b"") -> Frame:
         """Takes note of a control frame whose head was checked, or of a GOODBYE among batches."""
-        self.state = self._check(kind)
+        with self._changing:
+            self.state = self._check(kind)
         return Frame(kind, body)
 
     def batch(self, header: bytes, hello: Hello, limit: int, last_seq: int) -> BatchHead:
