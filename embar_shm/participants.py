@@ -18,14 +18,15 @@ _POLL = 0.005  # seconds between two looks at a full table
 _REAP_TIME = 2.0  # seconds a broker may take to free the row of a publisher that left or died
 
 
-def take_row(segment: Segment) -> int:
+def take_row(segment: Segment, patience: float = _REAP_TIME) -> int:
     """Locks a free row of the table for this segment's open file description; its index.
 
-    Raises `NotEnoughSpace` when all rows are taken, `BrokerGone` when nobody could free one.
+    Waits up to `patience` seconds for one. Raises `NotEnoughSpace` when all rows are taken,
+    `BrokerGone` when nobody could free one.
     """
     lock_fd = segment.lock_fd
     monitor = segment.monitor()
-    deadline = time.monotonic() + _REAP_TIME
+    deadline = time.monotonic() + patience
     while True:
         for row in range(segment.geometry.max_publishers):
             if monitor.publisher(row)["state"] != "free":

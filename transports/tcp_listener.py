@@ -19,6 +19,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embar_shm import _core, protocol, socket_buffers
@@ -41,19 +42,26 @@ from embar_shm.transports.tcp import read_control
 if TYPE_CHECKING:
     from embar_shm.broker import Broker
 
-__all__ = ["TcpListener"]
+__all__ = ["Limits", "TcpListener"]
 
-_HANDSHAKE_TIMEOUT = 10.0  # seconds a new connection has for all of its handshake
-_STALL_TIMEOUT = 10.0  # seconds a connection may stand still in the middle of a batch
 _LAST_WORDS = 1.0  # seconds the other side gets to read why
-_MAX_NEWCOMERS = 64  # connections that are not greeted yet; one more, and the oldest has to go
-_FORGET_AFTER = 60.0  # seconds without a connection until a publisher's row is given away
-_REMEMBERED = 4096  # publishers without a row whose last number is still known
-_HOUSEKEEPING = 1.0  # seconds between two looks at who is gone
 _BACKLOG = 128
+_REMEMBERED = 4096  # publishers without a row whose last number is still known
+_ROW_TIME, _ROW_POLL = 2.0, 0.005  # seconds a new publisher waits for a row; between two looks
 _SAMPLE_QUEUES_EVERY = 16  # batches
 
 _log = logging.getLogger("embar_shm.tcp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How patient a listener is, and how much it remembers. Times in seconds."""
+
+    handshake: float = 10.0  # for all of a new connection's handshake
+    stall: float = 10.0  # a connection may stand still in the middle of a batch
+    newcomers: int = 64  # connections that are not greeted; one more, and the oldest has to go
+    forget_after: float = 60.0  # without a connection until a publisher's row is given away
+    housekeeping: float = 1.0  # between two looks at who is gone
 
 
 class _Remote:
@@ -61,7 +69,7 @@ class _Remote:
 
     def __init__(self, segment: Segment, hello: Hello, timed: bool) -> None:
         """Takes a row for it. Raises `NotEnoughSpace`."""
-        row = take_row(segment)
+        row = take_row(segment, patience=0)
         self.key = (hello.publisher_id, hello.incarnation)
         self.received_seq = 0  # batches that are committed to the ring
         self.link: _Link | None = None  # the connection that has it, or is about to
@@ -111,9 +119,16 @@ class _Link:
 class TcpListener(Listener):
     """Listens on one address for one broker."""
 
-    def __init__(self, broker: Broker, endpoint: tuple[str, int], options: ListenOptions) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        endpoint: tuple[str, int],
+        options: ListenOptions,
+        limits: Limits = Limits(),
+    ) -> None:
         self._broker = broker
         self._options = options
+        self._limits = limits
         self._lock = threading.Lock()  # around the next five, and the taking of rows
         self._remotes: dict[tuple[int, int], _Remote] = {}
         self._forgotten: OrderedDict[tuple[int, int], int] = OrderedDict()  # their received_seq
@@ -172,6 +187,8 @@ class TcpListener(Listener):
         self._segment.close()
 
     def after_fork_in_child(self) -> None:
+        self._stopping = True  # stop() has nothing to do here: rows and threads are the parent's
+        self._segment.after_fork_in_child()
         self._socket.close()
         for link in self._links:
             link.stream.abandon()
@@ -180,7 +197,7 @@ class TcpListener(Listener):
 
     def _accept(self) -> None:
         """The accepting thread."""
-        self._socket.settimeout(_HOUSEKEEPING)
+        self._socket.settimeout(self._limits.housekeeping)
         while True:
             try:
                 sock, address = self._socket.accept()
@@ -212,14 +229,19 @@ class TcpListener(Listener):
             if self._stopping:
                 stream.close()
                 return
-            if len(self._newcomers) >= _MAX_NEWCOMERS:
+            if len(self._newcomers) >= self._limits.newcomers:
                 oldest, _ = self._newcomers.popitem(last=False)
                 oldest.stream.shutdown()
                 _log.warning("%s said nothing and made room for others", oldest.stream.peer)
+            try:
+                thread.start()  # it needs the lock before it is done
+            except RuntimeError as error:  # out of threads: others must end first
+                _log.warning("%s cannot be served: %s", stream.peer, error)
+                stream.close()
+                return
             self._newcomers[link] = None
             self._links.add(link)
             self._threads.add(thread)
-            thread.start()
 
     def _serve(self, link: _Link) -> None:
         """The thread of one connection: whatever happens in it stays in it."""
@@ -243,24 +265,15 @@ class TcpListener(Listener):
 
     def _greet_and_receive(self, link: _Link) -> None:
         stream = link.stream
-        stream.set_deadline(_HANDSHAKE_TIMEOUT)
+        stream.set_deadline(self._limits.handshake)
         if isinstance(stream, TlsStream):
             stream.handshake()
         hello = self._greet(link)
-        with self._lock:
-            self._newcomers.pop(link, None)
-            remote = self._remote_of(hello)
-            if remote is None:
-                received_seq = self._forgotten[hello.publisher_id, hello.incarnation]
-            else:
-                older, remote.link = remote.link, link
-                if older is not None:  # its publisher has given it up
-                    older.stream.shutdown()
-                    remote.core.interrupt()
+        remote = self._find_remote(link, hello)
         stream.set_deadline(None)
-        stream.set_timeouts(_STALL_TIMEOUT, _STALL_TIMEOUT)
-        if remote is None:
-            self._part(link, received_seq)
+        stream.set_timeouts(self._limits.stall, self._limits.stall)
+        if isinstance(remote, int):
+            self._part(link, remote)
             return
         with remote.turn:
             try:
@@ -283,6 +296,31 @@ class TcpListener(Listener):
         protocol.check_hello(hello, self._segment.geometry.slot_bytes)
         return hello
 
+    def _find_remote(self, link: _Link, hello: Hello) -> _Remote | int:
+        """The publisher that introduces itself, which has this connection from now on.
+
+        A number: it is forgotten but for that, the seq of its last batch. Waits for a row.
+        """
+        give_up, made_room = time.monotonic() + _ROW_TIME, False
+        while True:
+            with self._lock:
+                self._newcomers.pop(link, None)
+                try:
+                    remote = self._remote_of(hello)
+                except NotEnoughSpace:
+                    if time.monotonic() >= give_up:
+                        raise
+                    made_room = made_room or self._make_room()
+                else:
+                    if remote is None:
+                        return self._forgotten[hello.publisher_id, hello.incarnation]
+                    older, remote.link = remote.link, link
+                    if older is not None:  # its publisher has given it up
+                        older.stream.shutdown()
+                        remote.core.interrupt()
+                    return remote
+            time.sleep(_ROW_POLL)  # the broker frees the row of somebody who left, without the lock
+
     # --- publishers, with self._lock --------------------------------------------------------------
 
     def _remote_of(self, hello: Hello) -> _Remote | None:
@@ -301,16 +339,16 @@ class TcpListener(Listener):
                 f"{hello.sent_seq} batches: it was started anew, or has given its place away",
                 "connect a new publisher, and publish what was not acknowledged",
             )
-        try:
-            remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
-        except NotEnoughSpace:
-            gone = [r for r in self._remotes.values() if r.link is None]
-            if not gone:
-                raise
-            self._forget(min(gone, key=lambda r: r.gone_since))
-            remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
+        remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
         self._remotes[key] = remote
         return remote
+
+    def _make_room(self) -> bool:
+        """Gives away the row of whoever has been without a connection for longest, if anybody."""
+        gone = [remote for remote in self._remotes.values() if remote.link is None]
+        if gone:
+            self._forget(min(gone, key=lambda remote: remote.gone_since))
+        return bool(gone)
 
     def _forget(self, remote: _Remote) -> None:
         del self._remotes[remote.key]
@@ -323,10 +361,11 @@ class TcpListener(Listener):
     def _forget_the_gone(self) -> None:
         """Gives away the rows of publishers that have had no connection for a while."""
         with self._lock:
-            until = time.monotonic() - _FORGET_AFTER
+            absence = self._limits.forget_after
+            until = time.monotonic() - absence
             gone = [r for r in self._remotes.values() if r.link is None and r.gone_since < until]
             for remote in gone:
-                _log.info("publisher %d has been gone for %g s", remote.key[0], _FORGET_AFTER)
+                _log.info("publisher %d has been gone for %g s", remote.key[0], absence)
                 self._forget(remote)
 
     def _stopped(self) -> BrokerGone:
@@ -339,7 +378,7 @@ class TcpListener(Listener):
         slot_bytes = self._segment.geometry.slot_bytes
         link.say(Kind.WELCOME, Welcome(slot_bytes, received_seq).pack())
         header = bytearray(_core.BATCH_HEADER_BYTES)
-        if not link.stream.read_into(memoryview(header)):
+        if not link.stream.read_into(memoryview(header), idle=True):
             return
         if not protocol.is_goodbye(bytes(header)):
             raise BrokerGone(
@@ -356,7 +395,13 @@ class TcpListener(Listener):
                 return  # a newer connection has taken over while this one waited for its turn
             if self._stopping:
                 raise self._stopped()
-            remote.core.resume()
+            if forgotten := self._remotes.get(remote.key) is not remote:
+                remote.link = None  # it said goodbye on the connection before, and asks again
+            else:
+                remote.core.resume()
+        if forgotten:
+            self._part(link, remote.received_seq)
+            return
         slot_bytes = self._segment.geometry.slot_bytes
         link.say(Kind.WELCOME, Welcome(slot_bytes, remote.received_seq).pack())
         acks = threading.Thread(
@@ -436,6 +481,10 @@ class TcpListener(Listener):
             error: EmbarError = self._stopped()
         except EmbarError as caught:  # the broker has stopped, or the connection is lost
             error = caught
+        _log.info("connection of %s ended: %s", link.stream.peer, error.message)
+        if not wanted:  # now it is told all the same: the publisher can say what is in doubt
+            with suppress(EmbarError):
+                link.say(Kind.ACK, protocol.ack_body(remote.core.accepted_seq))
         link.refuse(error)
         link.stream.end_reading()
 
