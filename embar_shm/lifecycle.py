@@ -2,7 +2,7 @@
 
 - fork: the child's copies only raise; liveness and clean-up stay with the parent.
 - exit of the interpreter: publishers are closed (their last batch is committed), then brokers
-  (their segment is unlinked).
+  (their segment is unlinked). A program that Ctrl-C ends does not wait for slow brokers there.
 - SIGTERM, as long as a broker is open and the program has no handler of its own: ends
   `Broker.serve` in the main thread, which then returns; where the main thread is elsewhere, raises
   SystemExit(143) there, so that ``with`` blocks and exit handlers unlink. Only a main thread can
@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 import threading
 import traceback
 import weakref
@@ -39,16 +40,21 @@ class Participant(Protocol):
         """Makes this copy of the object unusable."""
 
 
+class _Publisher(Participant, Protocol):
+    def hurry(self) -> None:
+        """close(), which follows, shall wait for nobody long."""
+
+
 class _Broker(Participant, Protocol):
     def interrupt_serve(self) -> bool:
         """Ends serve() if the main thread is in it; False if it is not."""
 
 
-_publishers: weakref.WeakSet[Participant] = weakref.WeakSet()
+_publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
 _brokers: weakref.WeakSet[_Broker] = weakref.WeakSet()
 
 
-def register_publisher(publisher: Participant) -> None:
+def register_publisher(publisher: _Publisher) -> None:
     """Includes a publisher in the rules above, for as long as it is referenced."""
     _publishers.add(publisher)
 
@@ -81,6 +87,9 @@ def _on_sigterm(number: int, _frame: FrameType | None) -> Any:
 
 
 def _close_all() -> None:
+    if getattr(sys, "last_type", None) is KeyboardInterrupt:  # the interpreter has printed it
+        for publisher in list(_publishers):
+            publisher.hurry()
     with suppress(SystemExit), signals.deferred() as deferral:  # the program is ending already
         for publisher in list(_publishers):
             _publishers.discard(publisher)  # one attempt: what it raises is told once

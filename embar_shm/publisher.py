@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from embar_shm import lifecycle, transports
 from embar_shm.address import split_address
-from embar_shm.errors import ConfigurationError, MisuseError, PeerError
+from embar_shm.errors import ConfigurationError, MisuseError, PeerError, WaitTimeout
 from embar_shm.options import (
     COPY_MODES,
     WAIT_MODES,
@@ -203,10 +203,20 @@ class Publisher:
         Over a network it waits, for `timeout` at most, until all batches are in the broker's ring.
         Waits for calls of other threads. Raises `BufferError` while a view of reserved memory is
         alive, `BrokerGone` when messages could not be brought into the ring any more, and
-        `WaitTimeout` when they are not yet.
+        `WaitTimeout` when they are not yet. After Ctrl-C it waits for a second at most.
         """
-        self._link.close()
+        try:
+            self._link.close()
+        except BufferError:
+            raise  # it goes on
+        except BaseException:
+            self._closed = True
+            raise
         self._closed = True
+
+    def hurry(self) -> None:
+        """Part of `lifecycle`: the program was interrupted, `close` shall not wait long."""
+        self._link.hurry()
 
     def after_fork_in_child(self) -> None:
         """Part of `lifecycle`: the connection stays the parent's."""
@@ -225,7 +235,9 @@ class Publisher:
         if kind is None:
             self.close()
         else:
-            with suppress(PeerError):  # the error that is on its way tells more
+            if issubclass(kind, KeyboardInterrupt):
+                self.hurry()
+            with suppress(PeerError, WaitTimeout):  # the error that is on its way tells more
                 self.close()
 
     def __del__(self) -> None:

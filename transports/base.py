@@ -122,6 +122,9 @@ class PublisherLink(abc.ABC):
         """What its sockets did; None: it has none."""
         return None
 
+    def hurry(self) -> None:  # noqa: B027 - most do not wait in close()
+        """The program was interrupted (Ctrl-C): `close`, which follows, waits for nobody long."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent."""

@@ -80,14 +80,24 @@ class TcpTransport(Transport):
 
 
 class _Session:
-    """An open connection to the broker, handshake done, until it ends."""
+    """An open connection to the broker, handshake done, until it ends.
 
-    def __init__(self, endpoint: tuple[str, int], hello: Hello, options: PublisherOptions) -> None:
+    `opening` gets the stream while the handshake lasts, so that another thread can end it.
+    """
+
+    def __init__(
+        self,
+        endpoint: tuple[str, int],
+        hello: Hello,
+        options: PublisherOptions,
+        opening: list[Stream],
+    ) -> None:
         sock, buffers = open_socket(endpoint, _HANDSHAKE_TIMEOUT, options.socket_buffer)
         try:
             self.stream, self.protocol = self._stream(sock, endpoint, options), Connection(
                 Role.PUBLISHER
             )  # fmt: skip
+            opening.append(self.stream)
             self.stream.counters.note_buffers(buffers)
             self.stream.set_deadline(_HANDSHAKE_TIMEOUT)
             if isinstance(self.stream, TlsStream):
@@ -95,11 +105,14 @@ class _Session:
             self.welcome = self._greet(hello, options.token)
             self.stream.set_deadline(None)
         except BaseException:
+            opening.clear()
             sock.close()
             raise
+        opening.clear()
         self.error: EmbarError | None = None
         """Why it ended; None when it has not, or after a goodbye."""
         self._ended = threading.Event()
+        self._ending = threading.Lock()
 
     @property
     def has_ended(self) -> bool:
@@ -109,8 +122,11 @@ class _Session:
         return self._ended.wait(timeout)
 
     def end(self, error: EmbarError | None) -> None:
-        self.error = error
-        self._ended.set()
+        """The first reason counts: what follows is its consequence."""
+        with self._ending:
+            if not self.has_ended:
+                self.error = error
+                self._ended.set()
 
     @staticmethod
     def _stream(
@@ -179,12 +195,16 @@ class TcpLink(RingLink):
             ack=options.ack,
             in_flight=in_flight,
         )
-        self._closing = threading.Event()
+        self._closing = threading.Event()  # deliver everything, and then say goodbye
+        self._patience = options.timeout  # of close(), in seconds
+        self._abandoned = threading.Event()  # deliver nothing more
+        self._opening: list[Stream] = []  # of a session that is being opened
         self._stuck_since: float | None = None  # time.monotonic(); sessions since got nothing done
         self._pause = _FIRST_PAUSE
         self._sent = 0  # batches given to the kernel, on this connection or one before
+        self._confirmed = 0  # batches that the broker said it has
         self._past = SocketCounters()  # of connections that have ended
-        self._session = self._connect(options.connect_timeout)
+        self._session = self._connect(time.monotonic() + options.connect_timeout)
         try:
             self._begin(options, in_flight)
         except BaseException:
@@ -219,36 +239,55 @@ class TcpLink(RingLink):
 
     # --- connecting ---------------------------------------------------------------------------
 
-    def _connect(self, patience: float | None) -> _Session:
-        """Tries again for `patience` seconds what may pass; what the broker refuses is final."""
-        give_up = None if patience is None else time.monotonic() + patience
+    def _connect(self, give_up: float | None) -> _Session:
+        """Tries what may pass again until `give_up`; what the broker refuses is final.
+
+        A publisher that is closed, and has nothing to deliver any more, tries once more only.
+        """
         while True:
             try:
-                return _Session(self._endpoint, self._hello, self._options)
+                return _Session(self._endpoint, self._hello, self._options, self._opening)
             except _PASSING:
                 if give_up is not None and time.monotonic() + self._pause >= give_up:
                     raise
-            if self._closing.wait(self._pause):
-                give_up = time.monotonic()  # once more, at once
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+                if self._abandoned.is_set() or (self._closing.is_set() and self._has_delivered()):
+                    raise
+            self._wait_a_moment()
+
+    def _wait_a_moment(self) -> None:
+        """Between two attempts, longer each time; close() ends the first such wait."""
+        (self._abandoned if self._closing.is_set() else self._closing).wait(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _has_delivered(self) -> bool:
+        """Is everything that was committed known to be with the broker?"""
+        return self._options.ack != 0 and self._relay.acknowledged == self._core.committed_seq
 
     def _reconnect(self, why: EmbarError) -> _Session:
         """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
-        now, timeout = time.monotonic(), self._options.timeout
+        timeout = self._options.timeout
         if self._stuck_since is None:
-            self._stuck_since, self._pause = now, _FIRST_PAUSE
+            self._stuck_since, self._pause = time.monotonic(), _FIRST_PAUSE
         else:  # the last session achieved nothing
-            self._closing.wait(self._pause)
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._wait_a_moment()
+        give_up = None if timeout is None else self._stuck_since + timeout
         self._hello = replace(self._hello, sent_seq=self._sent)
         try:
-            return self._connect(None if timeout is None else self._stuck_since + timeout - now)
+            if self._abandoned.is_set() or (give_up is not None and time.monotonic() >= give_up):
+                raise why
+            return self._connect(give_up)
         except _PASSING as error:
+            then = "" if error is why else f" and there is no other: {error.message}"
             raise BrokerGone(
-                f"the connection to {self._private.name} was lost ({why.message}) and there is no "
-                f"other: {error.message}",
+                f"the connection to {self._private.name} was lost ({why.message}){then}"
+                f"{self._doubt()}",
                 "connect again when the broker is back, and publish what was not acknowledged",
             ) from error
+
+    def _doubt(self) -> str:
+        """With ack=0: how many batches the broker may not have, for an error message."""
+        count = 0 if self._options.ack else self._core.committed_seq - self._confirmed
+        return f"; {count} batches are in doubt: nothing tells with ack=0" if count else ""
 
     # --- the sender thread ----------------------------------------------------------------------
 
@@ -262,13 +301,20 @@ class TcpLink(RingLink):
                 self._session = self._reconnect(error)
                 self._private.lost_at = None
         except EmbarError as error:
-            # Without its traceback: the frames in there refer back to this object.
-            self._private.failure = type(error)(error.message, error.hint)
-            self._relay.abandon()
+            self._fail(error)
+        except BaseException:  # a bug of ours: nobody shall wait for this thread
+            self._fail(BrokerGone(f"the sender to {self._private.name} failed, see stderr"))
+            raise
+
+    def _fail(self, error: EmbarError) -> None:
+        # Without its traceback: the frames in there refer back to this object.
+        self._private.failure = type(error)(error.message, error.hint)
+        self._relay.abandon()
 
     def _serve(self, session: _Session) -> EmbarError | None:
         """Sends until the session ends; why it did. None: after a goodbye, all is delivered."""
         began, acknowledged = time.monotonic(), self._relay.acknowledged
+        final: EmbarError | None = None
         acks = threading.Thread(target=self._read_acks, args=(session,), name="acks", daemon=True)
         acks.start()
         try:
@@ -278,6 +324,7 @@ class TcpLink(RingLink):
                 session.end(error)
         except EmbarError as error:
             session.end(error)
+            final = error
         finally:
             session.stream.shutdown()
             acks.join()
@@ -285,19 +332,21 @@ class TcpLink(RingLink):
             self._past.add(session.stream.counters)
         if self._relay.acknowledged > acknowledged or time.monotonic() - began > _LONGEST_PAUSE:
             self._stuck_since = None
-        return session.error
+        return final or session.error
 
     def _send_batches(self, session: _Session) -> None:
         self._sent = session.welcome.received_seq
+        self._confirmed = max(self._confirmed, self._sent)
         if self._sent > self._core.committed_seq:
             raise ProtocolError(f"{session.stream.peer} has batches that were never sent")
-        if self._sent < self._relay.acknowledged:
+        if (lost := self._relay.acknowledged - self._sent) > 0:
             raise BrokerGone(
-                f"{session.stream.peer} has batches up to {self._sent} only, this publisher has "
-                f"forgotten those up to {self._relay.acknowledged}",
-                "with ack=1 a publisher keeps what the broker may not have",
+                f"{lost} batches were on their way to {session.stream.peer} when the connection "
+                f"was lost: it has those up to {self._sent} only, and this publisher has not kept "
+                "the others",
+                "with ack=1 a publisher keeps what the broker may not have, and sends it again",
             )
-        while not session.has_ended:
+        while not session.has_ended and not self._abandoned.is_set():
             if self._closing.is_set() and self._sent == self._core.committed_seq:
                 session.stream.write(session.protocol.send(Kind.GOODBYE))
                 session.wait_for_end(None)
@@ -336,6 +385,7 @@ class TcpLink(RingLink):
             while True:
                 frame = self._read_frame(session)
                 if frame.kind is Kind.GOODBYE:
+                    self._confirmed = self._sent
                     break
                 self._acknowledge(session, protocol.acked_seq(frame.body))
         except EmbarError as caught:
@@ -346,7 +396,7 @@ class TcpLink(RingLink):
     def _read_frame(self, session: _Session) -> protocol.Frame:
         """The next frame that is more than an acknowledgement, where those are read natively."""
         stream, begun = session.stream, b""
-        if (fd := stream.plain_fd) is not None:
+        if self._options.ack and (fd := stream.plain_fd) is not None:
             how, begun, got, number, lie = self._relay.read_acks(fd, protocol.ACK_HEAD)
             if how == "lie":
                 raise _lie(stream, lie)
@@ -357,6 +407,7 @@ class TcpLink(RingLink):
     def _acknowledge(self, session: _Session, seq: int) -> None:
         try:
             self._relay.acknowledge(seq)
+            self._confirmed = max(self._confirmed, seq)
         except ValueError:
             raise _lie(session.stream, seq) from None
 
@@ -372,6 +423,10 @@ class TcpLink(RingLink):
         if self._sender.is_alive():
             total.add(self._session.stream.count())
         return total
+
+    def hurry(self) -> None:
+        timeout = self._options.timeout
+        self._patience = _LAST_WORDS if timeout is None else min(timeout, _LAST_WORDS)
 
     def close(self) -> None:
         if self._core.state in ("closed", "forked"):
@@ -390,26 +445,32 @@ class TcpLink(RingLink):
         """Waits until everything is in the broker's ring. Raises why it is not."""
         self._closing.set()
         self._relay.wake()
-        self._sender.join(self._options.timeout)
+        self._sender.join(self._patience)
         row = self._monitor.publisher(self._core.index)
         missing = row["messages"] - row["accepted_messages"]
         failure = self._private.failure
-        if failure is not None and missing and not self._private.failure_was_told:
-            raise type(failure)(
-                f"{failure.message}; {missing} messages were not acknowledged", failure.hint
-            )
+        if failure is not None and not self._private.failure_was_told:
+            if missing:
+                raise type(failure)(
+                    f"{failure.message}; {missing} messages were not acknowledged", failure.hint
+                )
+            if doubt := self._doubt():
+                told = "" if doubt in failure.message else doubt
+                raise type(failure)(f"{failure.message}{told}", failure.hint)
         if self._sender.is_alive():
             raise WaitTimeout(
                 f"{self._private.describe_broker()} has not taken everything within "
-                f"{self._options.timeout:.3g} s: {missing} messages are not acknowledged",
+                f"{self._patience:.3g} s: {missing} messages are not acknowledged",
                 "look at that broker; what it has not taken is lost with this publisher",
             )
 
     def _hang_up(self) -> None:
         """Ends the sender thread, wherever it is."""
+        self._abandoned.set()
         self._closing.set()
         while self._sender.is_alive():  # it may be about to open another connection
-            self._session.stream.shutdown()
+            for stream in (*self._opening, self._session.stream):
+                stream.shutdown()
             self._session.end(ConnectionLost("the publisher was closed"))
             self._relay.wake()
             self._sender.join(0.1)
