@@ -3,6 +3,7 @@
 - `unique_cluster`, `leftovers`, `isolated`: tests that run in parallel do not meet, and leave
   neither rings nor processes behind; `embar_shm.testing.plugin` makes a pytest fixture of it;
 - `wait_until`, `Child`: conditions and processes to wait for, with a deadline;
+- `Proxy`: cuts TCP connections at a byte, holds them, refuses them;
 - `Log`: what reached a broker, message by message;
 - `TransportContract`: the test suite that every transport has to pass.
 
@@ -17,6 +18,7 @@ from embar_shm.testing.conditions import wait_until
 from embar_shm.testing.isolation import LeftBehind, isolated, leftovers, unique_cluster
 from embar_shm.testing.log import Batch, Log
 from embar_shm.testing.processes import Child
+from embar_shm.testing.proxy import Cut, Proxy
 
 if TYPE_CHECKING:
     from embar_shm.testing.contract import TransportContract
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Child",
+    "Cut",
     "LeftBehind",
     "Log",
+    "Proxy",
     "TransportContract",
     "isolated",
     "leftovers",
