@@ -339,9 +339,9 @@ class RelayCore:
     def __init__(
         self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int, timed: bool
     ) -> None: ...
-    def send(self, fd: int, sent: int, forget: bool) -> tuple[int, str, int]:
+    def send(self, fd: int, sent: int, last: int, forget: bool) -> tuple[int, str, int]:
         """
-        Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken; 'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.
+        Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken, or `last` is sent; 'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.
         """
 
     def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]:

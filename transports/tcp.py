@@ -359,7 +359,8 @@ class TcpLink(RingLink):
 
     def _send_natively(self, stream: Stream, fd: int) -> None:
         """All batches, until something else is to be done."""
-        self._sent, how, number = self._relay.send(fd, self._sent, self._options.ack == 0)
+        last = self._core.committed_seq if self._closing.is_set() else 0
+        self._sent, how, number = self._relay.send(fd, self._sent, last, self._options.ack == 0)
         if how != "whole":
             raise stream.lost(how, 0, 0, number)
 

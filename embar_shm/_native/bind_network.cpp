@@ -135,11 +135,11 @@ public:
         : buffer_(buffer, true), relay_(ring_in(buffer_), spin_options(wait_mode, spin_us, cpus), timed) {}
 
     // Batches into a plain socket, natively: see bind_network().
-    nb::tuple send(int fd, u64 sent, bool forget) {
+    nb::tuple send(int fd, u64 sent, u64 last, bool forget) {
         Transferred t{};
         {
             nb::gil_scoped_release unlocked;
-            t = relay_.send(fd, sent, forget);
+            t = relay_.send(fd, sent, last, forget);
         }
         return nb::make_tuple(sent, name(t), t.error);
     }
@@ -260,10 +260,10 @@ void bind_network(nb::module_& m) {
              nb::arg("spin_us"), nb::arg("cpus"), nb::arg("timed"),
              nb::sig("def __init__(self, buffer: Buffer, wait_mode: int, spin_us: float, cpus: int, timed: bool) "
                      "-> None"))
-        .def("send", &RelayCore::send, nb::arg("fd"), nb::arg("sent"), nb::arg("forget"),
-             nb::sig("def send(self, fd: int, sent: int, forget: bool) -> tuple[int, str, int]"),
-             "Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken; "
-             "'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.")
+        .def("send", &RelayCore::send, nb::arg("fd"), nb::arg("sent"), nb::arg("last"), nb::arg("forget"),
+             nb::sig("def send(self, fd: int, sent: int, last: int, forget: bool) -> tuple[int, str, int]"),
+             "Sends batches after the first `sent`; how many the kernel took whole, how it ended ('whole': woken, or "
+             "`last` is sent; 'stalled', 'failed'), and errno. With `forget` they need no acknowledgement.")
         .def("read_acks", &RelayCore::read_acks, nb::arg("fd"), nb::arg("head"),
              nb::sig("def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]"),
              "Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': "

@@ -26,11 +26,13 @@ public:
 
     // --- the sending thread ---
 
-    // Sends batches from `sent + 1` on. => Whole: woken. => else: the socket is of no use any more.
+    // Sends batches from `sent + 1` on. => Whole: woken, or the last one (0: there is none) is sent. => else: the
+    // socket is of no use any more.
     // `sent` counts the batches that the kernel has taken whole; with `forget` they need no acknowledgement.
-    Transferred send(int fd, u64& sent, bool forget) noexcept {
+    Transferred send(int fd, u64& sent, u64 last, bool forget) noexcept {
         for (;;) {
             sent = std::max(sent, acknowledged());
+            if (last && sent >= last) return {Transferred::Whole, 0, 0};
             Ring::Committed where;
             if (!find(sent + 1, where)) {
                 if (take_wake()) return {Transferred::Whole, 0, 0};
