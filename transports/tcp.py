@@ -197,6 +197,9 @@ class TcpLink(RingLink):
         )
         self._closing = threading.Event()  # deliver everything, and then say goodbye
         self._patience = options.timeout  # of close(), in seconds
+        self._sender_ended = (
+            threading.Event()
+        )  # an interrupted join() believes it has (Python 3.11)
         self._abandoned = threading.Event()  # deliver nothing more
         self._opening: list[Stream] = []  # of a session that is being opened
         self._stuck_since: float | None = None  # time.monotonic(); sessions since got nothing done
@@ -305,6 +308,8 @@ class TcpLink(RingLink):
         except BaseException:  # a bug of ours: nobody shall wait for this thread
             self._fail(BrokerGone(f"the sender to {self._private.name} failed, see stderr"))
             raise
+        finally:
+            self._sender_ended.set()
 
     def _fail(self, error: EmbarError) -> None:
         # Without its traceback: the frames in there refer back to this object.
@@ -421,7 +426,7 @@ class TcpLink(RingLink):
         """What the sockets of all connections so far did."""
         total = replace(self._past)
         total.add(SocketCounters(**self._relay.socket_calls()))
-        if self._sender.is_alive():
+        if not self._sender_ended.is_set():
             total.add(self._session.stream.count())
         return total
 
@@ -446,7 +451,7 @@ class TcpLink(RingLink):
         """Waits until everything is in the broker's ring. Raises why it is not."""
         self._closing.set()
         self._relay.wake()
-        self._sender.join(self._patience)
+        ended = self._sender_ended.wait(self._patience)
         row = self._monitor.publisher(self._core.index)
         missing = row["messages"] - row["accepted_messages"]
         failure = self._private.failure
@@ -458,7 +463,7 @@ class TcpLink(RingLink):
             if doubt := self._doubt():
                 told = "" if doubt in failure.message else doubt
                 raise type(failure)(f"{failure.message}{told}", failure.hint)
-        if self._sender.is_alive():
+        if not ended:
             raise WaitTimeout(
                 f"{self._private.describe_broker()} has not taken everything within "
                 f"{self._patience:.3g} s: {missing} messages are not acknowledged",
@@ -469,12 +474,13 @@ class TcpLink(RingLink):
         """Ends the sender thread, wherever it is."""
         self._abandoned.set()
         self._closing.set()
-        while self._sender.is_alive():  # it may be about to open another connection
+        while not self._sender_ended.is_set():  # it may be about to open another connection
             for stream in (*self._opening, self._session.stream):
                 stream.shutdown()
             self._session.end(ConnectionLost("the publisher was closed"))
             self._relay.wake()
-            self._sender.join(0.1)
+            self._sender_ended.wait(0.1)
+        self._sender.join()
 
     def after_fork_in_child(self) -> None:
         self._core.after_fork_in_child()

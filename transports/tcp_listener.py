@@ -301,7 +301,7 @@ class TcpListener(Listener):
 
         A number: it is forgotten but for that, the seq of its last batch. Waits for a row.
         """
-        give_up, made_room = time.monotonic() + _ROW_TIME, False
+        give_up = time.monotonic() + _ROW_TIME
         while True:
             with self._lock:
                 self._newcomers.pop(link, None)
@@ -310,7 +310,7 @@ class TcpListener(Listener):
                 except NotEnoughSpace:
                     if time.monotonic() >= give_up:
                         raise
-                    made_room = made_room or self._make_room()
+                    self._make_room()
                 else:
                     if remote is None:
                         return self._forgotten[hello.publisher_id, hello.incarnation]
@@ -343,12 +343,18 @@ class TcpListener(Listener):
         self._remotes[key] = remote
         return remote
 
-    def _make_room(self) -> bool:
-        """Gives away the row of whoever has been without a connection for longest, if anybody."""
+    def _make_room(self) -> None:
+        """Gives away the row of whoever has been without a connection for longest, if anybody.
+
+        Not while a row is being freed: that one is for whoever comes first, and for the next one
+        there is another turn.
+        """
+        monitor, rows = self._segment.monitor(), self._segment.geometry.max_publishers
+        if any(monitor.publisher(row)["state"] == "closed" for row in range(rows)):
+            return
         gone = [remote for remote in self._remotes.values() if remote.link is None]
         if gone:
             self._forget(min(gone, key=lambda remote: remote.gone_since))
-        return bool(gone)
 
     def _forget(self, remote: _Remote) -> None:
         del self._remotes[remote.key]

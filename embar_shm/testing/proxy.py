@@ -61,7 +61,7 @@ class Proxy:
         self._target = parse_endpoint(target.removeprefix("tcp://"))
         self._cuts: Iterator[Cut | None] = iter(cuts)
         self._pipes: set[_Pipe] = set()
-        self._held: set[Direction] = set()
+        self._allowed: dict[Direction, int] = {}  # bytes that may still pass; not there: any
         self._selector = selectors.DefaultSelector()
         # This one keeps the port when nobody listens on it: whoever connects then is refused.
         self._port = _bound(("127.0.0.1", 0))
@@ -97,13 +97,16 @@ class Proxy:
 
         self._do(order)
 
-    def hold(self, *directions: Direction) -> None:
-        """Forwards nothing more in these directions (none given: in both), until `go_on`."""
-        self._do(lambda: self._hold(set(directions or ("up", "down"))))
+    def hold(self, *directions: Direction, after: int = 0) -> None:
+        """Forwards nothing more in these directions (none given: in both), until `go_on`.
+
+        `after`: so many bytes pass before that in each of them, over all connections.
+        """
+        self._do(lambda: self._hold(dict.fromkeys(directions or ("up", "down"), after)))
 
     def go_on(self) -> None:
         """Forwards in both directions again."""
-        self._do(lambda: self._hold(set()))
+        self._do(lambda: self._hold({}))
 
     def refuse(self) -> None:
         """Whoever connects is refused, until `admit`. Present connections go on."""
@@ -171,8 +174,8 @@ class Proxy:
             order()
             done.set()
 
-    def _hold(self, directions: set[Direction]) -> None:
-        self._held = directions
+    def _hold(self, allowed: dict[Direction, int]) -> None:
+        self._allowed = allowed
         for pipe in list(self._pipes):
             pipe.go_on()
 
@@ -238,16 +241,20 @@ class _Pipe:
             self._watch()
 
     def _move(self, direction: Direction) -> None:
-        flow = self._flows[direction]
+        proxy, flow = self._proxy, self._flows[direction]
         limit = self._limit(direction)
         if self._fate is not None and limit == 0:
-            self._proxy.cuts_made += 1
+            proxy.cuts_made += 1
             self.cut(self._fate.side, self._fate.reset)
             return
-        if direction in self._proxy._held:
+        if (allowed := proxy._allowed.get(direction)) is not None:
+            limit = allowed if limit is None else min(limit, allowed)
+        if limit == 0:
             return
         sent = flow.move(limit)
-        self._proxy.passed[direction] += sent
+        proxy.passed[direction] += sent
+        if allowed is not None:
+            proxy._allowed[direction] = allowed - sent
         if sent and self._limit(direction) == 0:
             self._move(direction)  # to the cut
 
@@ -261,7 +268,7 @@ class _Pipe:
         for sock in self._sides.values():
             events = 0
             for direction, flow in self._flows.items():
-                if direction in self._proxy._held:
+                if self._proxy._allowed.get(direction) == 0:
                     continue
                 if flow.source is sock and flow.wants_to_read:
                     events |= selectors.EVENT_READ
