@@ -67,7 +67,7 @@ public:
             if (t.how == Transferred::Stalled && t.bytes == 0 && !interrupted()) continue;  // nothing is published
             if (t.how == Transferred::Stalled && t.bytes == 0) return {Ended::Interrupted};
             if (t.how == Transferred::Closed && t.bytes == 0) return {Ended::Closed};
-            if (t.how != Transferred::Whole) return lost(t, sizeof header);
+            if (t.how != Transferred::Whole) return cut(t, sizeof header);
             if (!is_next(header, seq, limit)) return {Ended::Header};
             char* body = nullptr;
             Status s;
@@ -81,7 +81,7 @@ public:
             t = receive_bytes(fd, body, header.body_bytes, header.body_bytes, calls);
             if (t.how != Transferred::Whole) {
                 give_back();
-                return lost(t, header.body_bytes);
+                return cut(t, header.body_bytes);
             }
             s = commit(header, row_options_.timed ? now_ns() - begin : 0);
             if (s != Status::Ok) return ring_ended(s);
@@ -118,6 +118,11 @@ private:
         return h.magic == kBatchMagic && h.version == kBatchVersion && h.check == header_check(h) &&
                h.publisher_id == row_options_.publisher_id && h.incarnation == row_options_.incarnation &&
                h.seq == seq + 1 && h.body_bytes > 0 && h.body_bytes <= std::min(limit, ring_.geometry().slot_bytes);
+    }
+    // The middle of a batch did not come.
+    Ended cut(const Transferred& t, u64 wanted) noexcept {
+        if (t.how == Transferred::Stalled) calls.eagain.fetch_add(1, std::memory_order_relaxed);
+        return lost(t, wanted);
     }
     static Ended lost(const Transferred& t, u64 wanted) noexcept { return {Ended::Socket, t, wanted}; }
     static Ended ring_ended(Status s) noexcept { return {Ended::Ring, {Transferred::Whole, 0, 0}, 0, s}; }

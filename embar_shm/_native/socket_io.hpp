@@ -21,7 +21,7 @@ namespace embar {
 struct SocketCalls {
     std::atomic<u64> receives{0};
     std::atomic<u64> sends{0};
-    std::atomic<u64> eagain{0};
+    std::atomic<u64> eagain{0};    // transfers that stood still in the middle
     std::atomic<u64> max_inq{0};   // bytes received and not read
     std::atomic<u64> max_outq{0};  // bytes sent, and not acknowledged by the other kernel
 
@@ -84,6 +84,7 @@ inline Transferred send_bytes(int fd, iovec* parts, std::size_t count, SocketCal
         if (n < 0) {
             if (errno == EINTR) continue;
             const bool stalled = errno == EAGAIN || errno == EWOULDBLOCK;
+            if (stalled) calls.eagain.fetch_add(1, std::memory_order_relaxed);
             return {stalled ? Transferred::Stalled : Transferred::Failed, sent, errno};
         }
         sent += static_cast<std::size_t>(n);
