@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Raises the kernel's socket buffer limits so that two batches fit into each direction of a tcp
-# connection: the rule of `embar-shm doctor`, explained in embar_shm/doctor/limits.py.
+# Raises the kernel's socket buffer limits to what the tcp transport can use: the rule of
+# `embar-shm doctor`, explained in embar_shm/doctor/limits.py.
 #
 #   tools/tune_kernel_buffers.sh [--print] [--persist] [BATCH_BYTES]
+#
+#   net.core.rmem_max, net.core.wmem_max   512 KiB, which it requests over loopback
+#   net.ipv4.tcp_rmem, net.ipv4.tcp_wmem   the third number, up to which buffers grow between
+#                                          machines: twice a batch, or twice 10 Gbit/s x 1 ms
+#                                          (1.25 MB) if that is more; half of it is payload
 #
 # BATCH_BYTES (default 2097152, 2 MiB) is the batch size in bytes. Limits that are high enough stay
 # as they are; none is ever lowered. Must be root, except with --print.
@@ -40,14 +45,9 @@ if [[ ! $batch =~ ^[1-9][0-9]{0,9}$ ]] || ((batch < 64 || batch > 2147483648)); 
 fi
 $print || ((EUID == 0)) || fail 1 "only root may change kernel settings: use sudo, or --print"
 
-at_most() { # the smaller of two numbers
-    echo $(($1 < $2 ? $1 : $2))
-}
-
-# The kernel doubles what a program asks for, up to these: 2 batches asked, 2 batches of payload.
-core=$(at_most $((2 * batch)) 1073741823) # setsockopt() cuts at INT_MAX / 2
-# Buffers that grow by themselves are not doubled: 4 batches for the same payload.
-tcp=$(at_most $((4 * batch)) 2147483647)
+core=$((512 * 1024)) # LOOPBACK_BYTES; the kernel doubles a request, so this is payload
+payload=$((batch > 1250000 ? batch : 1250000))
+tcp=$((2 * payload < 2147483647 ? 2 * payload : 2147483647)) # the kernel takes no more
 
 commands=() lines=()
 
@@ -81,7 +81,7 @@ done
 
 if $persist; then
     content=$(
-        echo "# Socket buffers for embar-shm batches of $batch bytes."
+        echo "# Socket buffers for the tcp transport of embar-shm, batches of $batch bytes."
         printf '%s\n' "${lines[@]}"
     )
     if $print; then

@@ -73,7 +73,6 @@ def warnings(sockets: Sockets | None) -> list[str]:
         if isinstance(requested, int) and isinstance(granted, int) and granted < requested:
             found.append(
                 f"socket buffers: {format_size(requested)} were wanted, the kernel gives "
-                f"{format_size(granted)} at most: {setting} limits them "
-                "(tools/tune_kernel_buffers.sh)"
+                f"{format_size(granted)} at most: sudo sysctl -w {setting}={requested}"
             )
     return found

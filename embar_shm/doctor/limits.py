@@ -1,14 +1,14 @@
 """Every threshold in one table, the run they are about, and the rule for socket buffers.
 
-Socket buffers: a batch travels through the kernel's buffers in one piece only if they hold it, and
-sender and receiver work at the same time only if a second one fits behind it. So the goal is two
-batches of payload in each direction.
+Socket buffers, as `embar_shm.socket_buffers` asks for them (measured: docs/performance.md):
 
-- SO_RCVBUF and SO_SNDBUF: the kernel cuts the wish at net.core.rmem_max or wmem_max and then
-  doubles it, because its bookkeeping shares the buffer. ``*_max`` of 2 batches gives 4 batches of
-  buffer: 2 batches of payload.
-- Sockets that set nothing grow by themselves up to the third value of net.ipv4.tcp_rmem or
-  tcp_wmem. That one is not doubled: it takes 4 batches for the same 2 of payload.
+- Over loopback the tcp transport requests LOOPBACK_BYTES, for batches of any size, and leaves the
+  buffers to the kernel where net.core.rmem_max or wmem_max is less. The kernel doubles a request,
+  because its bookkeeping shares the buffer: the limit is in bytes of payload.
+- Between machines it requests nothing. The kernel grows buffers up to the third value of
+  net.ipv4.tcp_rmem and tcp_wmem, half of which is payload. That half has to cover bandwidth x
+  delay: what is on its way until the answer to it is back. `PATH_BYTES` is one such path. It is
+  best not below a batch either, or no call sends one without waiting in its middle.
 
 `tools/tune_kernel_buffers.sh` computes the same; a test keeps the two in agreement.
 """
@@ -21,8 +21,18 @@ from typing import Final, Literal
 
 from embar_shm.config import RunConfig
 from embar_shm.layout import Geometry
+from embar_shm.socket_buffers import LOOPBACK_BYTES
 
-__all__ = ["LARGEST_BUFFER", "LIMITS", "DefaultRun", "Steps", "Verdict", "buffer_bound"]
+__all__ = [
+    "LIMITS",
+    "PATH_BITS_PER_SECOND",
+    "PATH_BYTES",
+    "PATH_SECONDS",
+    "DefaultRun",
+    "Steps",
+    "Verdict",
+    "wanted_buffer",
+]
 
 Verdict = Literal["ok", "note", "warning", "problem", "unknown"]
 
@@ -51,10 +61,13 @@ class Steps:
 _RUN = "times the rings of the default run"
 
 LIMITS: Final[Mapping[str, Steps]] = {
-    # The socket rule of this module.
-    "net.core": Steps("batches", (("ok", 2), ("note", 1)), "warning"),
-    # Never a warning: the tcp transport sets its buffers, and a buffer that was set does not grow.
-    "net.ipv4": Steps("batches", (("ok", 4), ("note", 2)), "note"),
+    # Batches that LOOPBACK_BYTES hold whole gained nothing by it: no more than a note for them.
+    "net.core": Steps("times LOOPBACK_BYTES", (("ok", 1),), "warning"),
+    "net.core, small batches": Steps("times LOOPBACK_BYTES", (("ok", 1),), "note"),
+    # Below it a path that is common in a data centre is not filled; the worse of the two counts.
+    "net.ipv4, path": Steps("times PATH_BYTES of payload", (("ok", 1),), "warning"),
+    # A path with less bandwidth x delay does not need it.
+    "net.ipv4, batch": Steps("batches of payload", (("ok", 1),), "note"),
     # Twice: a second run, or a deeper ring, beside the first.
     "shm free": Steps(_RUN, (("ok", 2), ("note", 1)), "problem"),
     "memory for rings": Steps(_RUN, (("ok", 1),), "problem"),
@@ -74,16 +87,19 @@ LIMITS: Final[Mapping[str, Steps]] = {
 }
 """Thresholds by quantity; a rule asks this table and has no numbers of its own."""
 
-LARGEST_BUFFER: Final[Mapping[str, int]] = {
-    "net.core": (2**31 - 1) // 2,  # setsockopt() cuts at INT_MAX / 2, because it doubles
-    "net.ipv4": 2**31 - 1,
-}
-"""No larger value has an effect, whatever the batch size."""
+PATH_BITS_PER_SECOND: Final = 10e9
+PATH_SECONDS: Final = 1e-3
+PATH_BYTES: Final = int(PATH_BITS_PER_SECOND / 8 * PATH_SECONDS)
+"""Bandwidth x delay of the path that autotuned buffers are judged by: 10 Gbit/s x 1 ms."""
+
+_LARGEST: Final = 2**31 - 1  # the kernel takes no more for net.ipv4.tcp_rmem and tcp_wmem
 
 
-def buffer_bound(kind: str, verdict: Verdict, batch_bytes: int) -> int:
-    """The smallest value in bytes of a "net.core" or "net.ipv4" setting that has this verdict."""
-    return min(LARGEST_BUFFER[kind], int(LIMITS[kind].bound(verdict)) * batch_bytes)
+def wanted_buffer(kind: Literal["net.core", "net.ipv4"], batch_bytes: int) -> int:
+    """The smallest value in bytes of such a setting that is "ok"; of tcp_rmem the third one."""
+    if kind == "net.core":
+        return LOOPBACK_BYTES
+    return min(_LARGEST, 2 * max(PATH_BYTES, batch_bytes))
 
 
 @dataclass(frozen=True, slots=True)

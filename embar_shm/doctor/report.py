@@ -33,9 +33,7 @@ VERDICTS: Final[Mapping[Verdict, str]] = {
 }
 """Every verdict and what it means."""
 
-Group = Literal[
-    "Shared memory", "TCP sockets (for the tcp transport, planned)", "Processors", "System"
-]
+Group = Literal["Shared memory", "TCP sockets (for --transport tcp)", "Processors", "System"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class Case:
     fix: str | None = None  # all of it
     why: str = ""  # a part of it
     answers: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = BATCH
 
     def __str__(self) -> str:
         return f"{self.rule}-{self.verdict}-{self.value}".replace(" ", "_")
@@ -254,34 +255,83 @@ MEMORY_CASES = [
     Case("huge pages in /dev/shm", "unknown", files={THP: None}),
     Case("huge pages in /dev/shm", "unknown", files={"/proc/self/mountinfo": "short\n"}),
 ]
-SOCKET_CASES = [
+CORE_CASES = [
     case
     for letter in "rw"
-    for name, wide, initial in (
-        (f"net.core.{letter}mem_max", f"{letter}mem_max", ""),
-        (f"net.ipv4.tcp_{letter}mem", f"tcp_{letter}mem", "4096 16384 "),
-    )
-    for change, factor in ((tcp, 2) if initial else (core, 1),)
+    for name, wide in ((f"net.core.{letter}mem_max", f"{letter}mem_max"),)
     for case in (
-        Case(name, "ok", "MiB", why="Room for two"),
+        Case(name, "ok", "4 MiB", why="512 KiB are granted"),
+        Case(name, "ok", "512 KiB", files=core(wide, "524288")),  # whatever the batch
+        Case(
+            name,
+            "warning",
+            "208 KiB",
+            files=core(wide, "212992"),
+            why="batches of 2 MiB over many connections take up to 1.5 times as long",
+            fix=f"sudo sysctl -w {name}=524288",
+        ),
+        Case(name, "warning", files=core(wide, "524287"), batch=524_289),
         Case(
             name,
             "note",
-            files=change(wide, f"{initial}{factor * BATCH}"),
-            why="Holds one batch of 2 MiB",
-            fix=f"sudo sysctl -w {name}='{initial}{2 * factor * BATCH}'"
-            if initial
-            else f"sudo sysctl -w {name}={2 * factor * BATCH}",
+            files=core(wide, "524287"),
+            batch=524_288,
+            why="as fast for batches of no more, such as 512 KiB",
+            fix=f"sudo sysctl -w {name}=524288",
+        ),
+        Case(name, "unknown", files=core(wide, None), why="does not exist here"),
+        Case(name, "unknown", files=core(wide, "many"), why="holds 'many'"),
+        Case(name, "unknown", files=core(wide, "-5"), why="-5 is negative"),
+    )
+]
+TCP_CASES = [
+    case
+    for letter in "rw"
+    for name, wide in ((f"net.ipv4.tcp_{letter}mem", f"tcp_{letter}mem"),)
+    for case in (
+        Case(
+            name,
+            "ok",
+            "up to 8 MiB, 4 MiB of payload",
+            why="It fills 10 Gbit/s up to a delay of 3.36 ms, and holds a batch of 2 MiB.",
+        ),
+        Case(name, "ok", files=tcp(wide, f"4096 16384 {2 * BATCH}")),
+        Case(
+            name,
+            "note",
+            files=tcp(wide, f"4096 16384 {2 * BATCH - 1}"),
+            why="a delay of 1.68 ms, but holds less than a batch of 2 MiB",
+            fix=f"sudo sysctl -w {name}='4096 16384 {2 * BATCH}'",
+        ),
+        Case(name, "note", files=tcp(wide, "4096 16384 2500000")),
+        Case(
+            name,
+            "warning",
+            "up to 2,499,999 B, 1.2 MiB of payload",
+            files=tcp(wide, "4096 16384 2499999"),
+            why="10 Gbit/s x 1 ms need 1.25 MB of payload",
+            fix=f"sudo sysctl -w {name}='4096 16384 {2 * BATCH}'",  # then a batch fits, too
         ),
         Case(
             name,
-            "note" if initial else "warning",
-            files=change(wide, f"{initial}{factor * BATCH - 1}"),
-            why="less than one batch",
+            "warning",
+            files=tcp(wide, "4096 16384 262144"),
+            batch=65536,  # which would fit
+            why="It only fills 10 Gbit/s up to a delay of 105 us",
+            fix=f"sudo sysctl -w {name}='4096 16384 2500000'",
         ),
-        Case(name, "unknown", files=change(wide, None), why="does not exist here"),
-        Case(name, "unknown", files=change(wide, "many"), why="holds 'many'"),
-        Case(name, "unknown", files=change(wide, f"{initial}-5"), why="-5 is negative"),
+        Case(name, "ok", files=tcp(wide, "4096 16384 2500000"), batch=65536),
+        Case(
+            name,
+            "ok",
+            files=tcp(wide, f"4096 16384 {2**31 - 1}"),
+            batch=2**31,
+            why="It fills 10 Gbit/s up to a delay of 859 ms, and cannot be larger.",
+        ),
+        Case(name, "unknown", files=tcp(wide, None), why="does not exist here"),
+        Case(name, "unknown", files=tcp(wide, "many"), why="holds 'many'"),
+        Case(name, "unknown", files=tcp(wide, "4096 16384 -5"), why="-5 is negative"),
+        Case(name, "unknown", files=tcp(wide, "4096 16384"), why="not 3 numbers"),
     )
 ]
 PROCESSOR_CASES = [
@@ -420,4 +470,4 @@ SYSTEM_CASES = [
     Case("kernel.yama.ptrace_scope", "note", "3", files={PTRACE: "3", **PRIVILEGED}, why="boot"),
     Case("kernel.yama.ptrace_scope", "unknown", files={PTRACE: None, PARANOID: None}),
 ]
-CASES = SHM_CASES + MEMORY_CASES + SOCKET_CASES + PROCESSOR_CASES + SYSTEM_CASES
+CASES = SHM_CASES + MEMORY_CASES + CORE_CASES + TCP_CASES + PROCESSOR_CASES + SYSTEM_CASES

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from doctor_cases import CASES, Case, core, governor, raising, shm_with
 from doctor_machine import BATCH, HEALTHY, PARANOID, PTRACE, THP, Craft, check_of, craft
 
+from embar_shm import socket_buffers
 from embar_shm.cli.doctor import doctor_command
 from embar_shm.doctor import RULES, VERDICTS, DefaultRun, Machine, Unreadable, examine
-from embar_shm.doctor.limits import LIMITS, buffer_bound
+from embar_shm.doctor.limits import LIMITS, wanted_buffer
 from embar_shm.doctor.processors import cpu_set
 from embar_shm.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ def test_nothing_is_wrong_with_the_healthy_machine(craft: Craft) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_rule_gives_the_verdict_of_the_crafted_machine(craft: Craft, case: Case) -> None:
-    check = check_of(craft(case.files, **case.answers), case.rule)
+    check = check_of(craft(case.files, **case.answers), case.rule, case.batch)
     assert check.verdict == case.verdict, check
     assert case.value in check.value
     assert case.why in check.why
@@ -157,14 +158,20 @@ def test_what_a_run_needs_grows_with_the_batch_and_is_judged_for_it(
     large = 1024 * 2**20
     assert check_of(machine, "/dev/shm size").verdict == "ok"
     assert check_of(machine, "/dev/shm size", large).verdict == "problem"
-    assert check_of(machine, "net.core.rmem_max", large).verdict == "warning"
+    assert check_of(machine, "net.ipv4.tcp_rmem").verdict == "ok"
+    assert check_of(machine, "net.ipv4.tcp_rmem", large).verdict == "note"
+    assert check_of(machine, "net.core.rmem_max", large).verdict == "ok"  # not about batches
     assert not examine(machine, large).default_run_possible
 
 
 def test_no_buffer_is_wanted_that_the_kernel_would_not_give() -> None:
-    assert buffer_bound("net.core", "ok", 2**31) == 2**30 - 1
-    assert buffer_bound("net.ipv4", "ok", 2**31) == 2**31 - 1
-    assert buffer_bound("net.core", "ok", BATCH) == 2 * BATCH
+    assert wanted_buffer("net.ipv4", 2**31) == 2**31 - 1
+    assert wanted_buffer("net.ipv4", BATCH) == 2 * BATCH
+    assert wanted_buffer("net.ipv4", 64) == 2 * 1_250_000  # 10 Gbit/s x 1 ms
+
+
+def test_what_is_wanted_of_requests_is_what_the_tcp_transport_requests() -> None:
+    assert wanted_buffer("net.core", BATCH) == socket_buffers.default_for("127.0.0.1")
 
 
 def test_a_batch_no_ring_can_hold_is_a_configuration_error(craft: Craft) -> None:

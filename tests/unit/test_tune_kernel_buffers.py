@@ -53,8 +53,10 @@ def test_after_the_scripts_commands_the_doctor_is_content(craft: Craft) -> None:
 
 
 def test_the_script_uses_the_doctors_default_batch(craft: Craft) -> None:
-    machine = craft(core("rmem_max", "1"))
-    assert tune(machine.path("/proc/sys")).stdout == f"sysctl -w net.core.rmem_max={2 * BATCH}\n"
+    machine = craft(tcp("tcp_rmem", "4096 131072 1000"))
+    assert tune(machine.path("/proc/sys")).stdout == (
+        f"sysctl -w net.ipv4.tcp_rmem='4096 131072 {2 * BATCH}'\n"
+    )
 
 
 def test_the_persistent_file_has_all_settings_and_lowers_none(
@@ -65,7 +67,7 @@ def test_the_persistent_file_has_all_settings_and_lowers_none(
     assert "# /etc/sysctl.d/90-embar-shm.conf\n" in shown
     assert shown.splitlines()[-4:] == [
         "net.core.rmem_max = 99999999",
-        "net.core.wmem_max = 4194304",
+        "net.core.wmem_max = 524288",
         "net.ipv4.tcp_rmem = 4096 131072 8388608",
         "net.ipv4.tcp_wmem = 4096 16384 8388608",
     ]
