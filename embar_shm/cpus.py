@@ -5,36 +5,29 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from embar_shm import cgroups
+
 __all__ = ["available_cpus"]
 
-_CGROUP = Path("/sys/fs/cgroup")
+_ROOT = Path("/")  # of the files that tell
 
 
 def available_cpus() -> int:
-    """CPUs in the affinity mask, capped by the cgroup v2 quota (rounded down, at least 1).
+    """CPUs in the affinity mask, capped by the smallest CPU quota (rounded down, at least 1).
 
-    The quota is the smallest of this cgroup's and its parents' ``cpu.max`` ("max 100000" or
-    "150000 100000": microseconds per period), see the kernel's cgroup-v2 documentation.
+    Quotas are those of this process's control group and its parents. What cannot be read, or is
+    not there, is no limit.
     """
     cpus = len(os.sched_getaffinity(0))
-    for limit in _quota_files():
-        try:
-            quota, period = limit.read_text().split()
-        except (OSError, ValueError):  # no such controller here, or a root cgroup
-            continue
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
-    return cpus
-
-
-def _quota_files() -> list[Path]:
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = cgroups.folders(
+            "cpu", _read(cgroups.MEMBERSHIP), cgroups.mounts(_read(cgroups.MOUNTS))
+        )
     except OSError:
-        return []
-    for line in lines:
-        if line.startswith("0::/"):  # the v2 hierarchy
-            own = _CGROUP / line[len("0::/") :]
-            within = [own, *own.parents]
-            return [path / "cpu.max" for path in within if path.is_relative_to(_CGROUP)]
-    return []
+        return cpus
+    quotas = [max(1, int(quota)) for quota, _ in cgroups.cpu_quotas(groups, _read)]
+    return min([cpus, *quotas])
+
+
+def _read(path: str) -> str:
+    return (_ROOT / path.lstrip("/")).read_text(errors="replace")

@@ -14,23 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from embar_shm import _core
+from embar_shm import _core, cgroups
+from embar_shm.cgroups import Mount
 
-__all__ = ["Machine", "Mount", "Unreadable"]
+__all__ = ["Machine", "Unreadable"]
 
 
 class Unreadable(Exception):
     """Something cannot be found out; the text is the reason, in words for the report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of /proc/self/mountinfo, as far as it matters here."""
-
-    root: str  # the folder of the file system that is mounted
-    point: str
-    kind: str
-    options: str  # of the file system, not of the mount
 
 
 def _space(path: Path) -> tuple[int, int]:
@@ -103,14 +94,7 @@ class Machine:
 
     def mounts(self) -> list[Mount]:
         """What is mounted where; a later mount hides an earlier one. Raises `Unreadable`."""
-        found = []
-        for line in self.text("/proc/self/mountinfo").splitlines():
-            before, _, after = line.partition(" - ")
-            mount, file_system = before.split(), after.split()
-            if len(mount) >= 6 and len(file_system) >= 3:
-                root, point = _unescaped(mount[3]), _unescaped(mount[4])
-                found.append(Mount(root, point, file_system[0], file_system[2]))
-        return found
+        return cgroups.mounts(self.text(cgroups.MOUNTS))
 
     def mount_at(self, point: str) -> Mount | None:
         """What one sees at a mount point; None when nothing is mounted there."""
@@ -121,20 +105,7 @@ class Machine:
 
         Those of version 2 first, then those of version 1. Raises `Unreadable`.
         """
-        lines = [line.split(":", 2) for line in self.text("/proc/self/cgroup").splitlines()]
-        memberships = [(line[1].split(","), line[2]) for line in lines if len(line) == 3]
-        mounts = self.mounts()
-        folders = []
-        for names, group in sorted(memberships):  # version 2 has the name ""
-            unified = names == [""]
-            if not unified and controller not in names:
-                continue
-            for mount in mounts:
-                if mount.kind != ("cgroup2" if unified else "cgroup"):
-                    continue
-                if unified or controller in mount.options.split(","):
-                    folders += _up_to(mount, group)
-        return list(dict.fromkeys(folders))
+        return cgroups.folders(controller, self.text(cgroups.MEMBERSHIP), self.mounts())
 
     def has_capability(self, number: int) -> bool:
         """Does this process have a capability(7)? No, when that cannot be found out."""
@@ -150,20 +121,3 @@ class Machine:
             case PermissionError():
                 return f"may not be read by user {self.user_name(self.user())}"
         return f"cannot be read: {error.strerror or error}"
-
-
-def _unescaped(text: str) -> str:
-    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, letter)
-    return text
-
-
-def _up_to(mount: Mount, group: str) -> list[str]:
-    """The folders of a group and its parents below the mount point."""
-    inside = group
-    if mount.root != "/" and (group == mount.root or group.startswith(mount.root + "/")):
-        inside = group[len(mount.root) :]  # a container that mounts only its own part
-    if ".." in inside.split("/"):
-        inside = "/"  # outside of our cgroup namespace
-    own = Path(mount.point) / inside.lstrip("/")
-    return [str(path) for path in (own, *own.parents) if path.is_relative_to(mount.point)]

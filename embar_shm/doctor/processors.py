@@ -1,14 +1,11 @@
-"""Rules on processors: how many may be used, how fast, how far from memory, and who else is there.
-
-The quota is read for both versions of control groups; `embar_shm.cpus`, which decides whether to
-spin, knows version 2 only.
-"""
+"""Rules on processors: how many may be used, how fast and how far from memory, and by whom."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from embar_shm.cgroups import cpu_quotas
 from embar_shm.doctor.limits import LIMITS, DefaultRun
 from embar_shm.doctor.machine import Machine, Unreadable
 from embar_shm.doctor.report import Finding, Rule, listing
@@ -54,8 +51,9 @@ def _cpus(machine: Machine, run: DefaultRun) -> Finding:
 
 
 def _quota(machine: Machine, _run: DefaultRun) -> Finding:
-    folders = machine.cgroup_folders("cpu")
-    quotas = [quota for folder in folders for quota in _quotas_of(machine, folder)]
+    quotas = cpu_quotas(
+        machine.cgroup_folders("cpu"), lambda path: machine.path(path).read_text(errors="replace")
+    )
     if not quotas:
         return Finding("none", "ok")
     cpus, path = min(quotas)
@@ -72,22 +70,6 @@ def _quota(machine: Machine, _run: DefaultRun) -> Finding:
         "instead of this command.",
         f"echo {none} | sudo tee {path}",
     )
-
-
-def _quotas_of(machine: Machine, folder: str) -> list[tuple[float, str]]:
-    """The quota of one control group in CPUs and its file; empty when it has none."""
-    try:
-        path = f"{folder}/cpu.max"
-        if machine.exists(path):
-            quota, period = machine.text(path).split()
-        else:
-            path = f"{folder}/cpu.cfs_quota_us"
-            quota, period = machine.text(path), machine.text(f"{folder}/cpu.cfs_period_us")
-        if quota in ("max", "-1"):
-            return []
-        return [(int(quota) / int(period), path)]
-    except (Unreadable, ValueError, ZeroDivisionError):
-        return []
 
 
 def _numa(machine: Machine, _run: DefaultRun) -> Finding:

@@ -10,27 +10,27 @@ import pytest
 
 from embar_shm import cpus
 
+MOUNTS = (
+    "30 22 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    "40 30 0:40 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+)
 Cgroups = Callable[[str | None, Mapping[str, str]], None]
 
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cgroups:
-    """Eight CPUs, this content of /proc/self/cgroup, and these cpu.max files."""
+    """Eight CPUs, this content of /proc/self/cgroup, and these files of version 2, by group."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    root = tmp_path / "cgroup"
-    root.mkdir()
-    monkeypatch.setattr(cpus, "_CGROUP", root)
-    own = tmp_path / "self-cgroup"
-    monkeypatch.setattr(
-        cpus, "Path", lambda path: own if path == "/proc/self/cgroup" else Path(path)
-    )
+    monkeypatch.setattr(cpus, "_ROOT", tmp_path)
 
     def write(membership: str | None, limits: Mapping[str, str]) -> None:
+        files = {f"sys/fs/cgroup/{group}/cpu.max": limit for group, limit in limits.items()}
+        files["proc/self/mountinfo"] = MOUNTS
         if membership is not None:
-            own.write_text(membership)
-        for group, content in limits.items():
-            (root / group).mkdir(parents=True, exist_ok=True)
-            (root / group / "cpu.max").write_text(content)
+            files["proc/self/cgroup"] = membership
+        for path, content in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(content)
 
     return write
 
@@ -74,20 +74,28 @@ def test_the_quota_of_a_sibling_does_not_count(cgroups: Cgroups) -> None:
     assert cpus.available_cpus() == 8
 
 
-def test_only_the_line_of_the_unified_hierarchy_is_read(cgroups: Cgroups) -> None:
+def test_quotas_of_both_versions_count(cgroups: Cgroups, tmp_path: Path) -> None:
     cgroups(
         "12:cpu,cpuacct:/old\n1:name=systemd:/init.scope\n0::/new\n",
-        {"old": "100000 100000", "new": "300000 100000"},
+        {"new": "500000 100000", "init.scope": "100000 100000"},
     )
+    assert cpus.available_cpus() == 5
+    old = tmp_path / "sys/fs/cgroup/cpu/old"
+    old.mkdir(parents=True)
+    (old / "cpu.cfs_period_us").write_text("100000\n")
+    (old / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cpus.available_cpus() == 5
+    (old / "cpu.cfs_quota_us").write_text("300000\n")
     assert cpus.available_cpus() == 3
 
 
-def test_a_machine_with_only_old_cgroups_counts_its_affinity_mask(cgroups: Cgroups) -> None:
-    cgroups("12:cpu,cpuacct:/old\n", {"old": "100000 100000"})
+def test_without_mounted_cgroups_the_affinity_mask_counts(cgroups: Cgroups, tmp_path: Path) -> None:
+    cgroups("0::/job\n", {"job": "100000 100000"})
+    (tmp_path / "proc/self/mountinfo").unlink()
     assert cpus.available_cpus() == 8
 
 
-@pytest.mark.parametrize("content", ["", "max", "1 2 3"])
+@pytest.mark.parametrize("content", ["", "max", "1 2 3", "100000 0"])
 def test_a_file_that_is_no_quota_is_ignored(cgroups: Cgroups, content: str) -> None:
     cgroups("0::/a\n", {"a": content, ".": "400000 100000"})
     assert cpus.available_cpus() == 4
