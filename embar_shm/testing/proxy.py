@@ -227,18 +227,34 @@ class _Pipe:
 
     def go_on(self) -> None:
         """Moves what can be moved, and waits for the rest."""
+        if self._silent:
+            self._drain()
+            return
         try:
             for direction in self._flows:
-                if self._silent or not self._sides:
-                    return
                 self._move(direction)
+                if self._silent or not self._sides:
+                    return  # it was cut
         except OSError:  # one side is gone: so is the other
             self.close(reset=True)
             return
         if all(flow.ended for flow in self._flows.values()):
             self.close()
-        elif not self._silent:
+        else:
             self._watch()
+
+    def _drain(self) -> None:
+        """What the side that is left says goes nowhere, until it ends."""
+        (sock,) = self._sides.values()
+        try:
+            while sock.recv(_CHUNK):
+                pass
+        except BlockingIOError:
+            _select(self._proxy._selector, sock, selectors.EVENT_READ, self.go_on)
+            return
+        except OSError:
+            pass  # that, too, is an end
+        self.close()
 
     def _move(self, direction: Direction) -> None:
         proxy, flow = self._proxy, self._flows[direction]
@@ -279,14 +295,15 @@ class _Pipe:
     def cut(self, side: Side, reset: bool) -> None:
         """Ends one side, or both."""
         self._fate = None
-        if side != "both":
-            for sock in self._sides.values():
-                _select(self._proxy._selector, sock, 0, self.go_on)
+        if side != "both" and not self._silent:
+            _select(self._proxy._selector, self._sides[side], 0, self.go_on)
+            _end(self._sides.pop(side), reset)
             self._silent = True
-            if side in self._sides:
-                _end(self._sides.pop(side), reset)
-        elif reset:
-            self.close(reset=True)
+            self.go_on()
+        elif side != "both" and side not in self._sides:
+            return  # it is cut already
+        elif reset or side != "both":
+            self.close(reset)
         else:
             for flow in self._flows.values():
                 flow.discard()
