@@ -28,8 +28,8 @@ class Pigeon(ShmTransport):
             raise NoSuchBroker("pigeons do not carry 13 bytes")
         return super().connect(address, options)
 
-    def listen(self, broker, address=None):
-        listener = super().listen(broker, address)
+    def listen(self, broker, address=None, *options):
+        listener = super().listen(broker, address, *options)
         listener._address = f"pigeon://{broker.name}"
         return listener
 """
