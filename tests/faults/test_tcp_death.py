@@ -421,7 +421,7 @@ def test_a_fork_of_a_broker_does_not_keep_its_port_or_its_connections(
 ) -> None:
     parent = run_child(
         """
-        import os, sys, warnings
+        import os, select, sys, warnings
         import embar_shm as es
 
         broker = es.Broker.create(sys.argv[1], slots=4, slot_size=4096).start()
@@ -436,7 +436,9 @@ def test_a_fork_of_a_broker_does_not_keep_its_port_or_its_connections(
                 broker.listen("tcp://127.0.0.1:0")
             except es.ClosedError:
                 os.write(1, b"only raises\\n")  # in one piece: two processes write
-            sys.stdin.read()  # outlives its parent
+            until_hang_up = select.poll()  # outlives its parent, and reads nothing that is for it
+            until_hang_up.register(0, 0)
+            until_hang_up.poll()
             os._exit(0)
         os.write(1, b"forked\\n")
         input()
