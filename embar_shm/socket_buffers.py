@@ -38,7 +38,8 @@ class Buffer:
     granted: bool
     """Was the size set? Otherwise the kernel goes on sizing the buffer by itself."""
     at_most: int
-    """What it can hold at best: `requested`, or the most that a request or autotuning gives."""
+    """What it can hold at best: `requested`; where that cannot be had, the most that a request or
+    autotuning gives; where nothing was requested, autotuning."""
     setting: str
     """The sysctl that limits requests."""
 
@@ -77,7 +78,9 @@ def _request(sock: socket.socket, probe: socket.socket, option: int, nbytes: int
     if 0 < nbytes <= limit:
         sock.setsockopt(socket.SOL_SOCKET, option, nbytes)
         return Buffer(nbytes, True, nbytes, setting)
-    return Buffer(nbytes, False, max(limit, _grown(autotuning)), setting)
+    grown = _grown(autotuning)
+    at_most = max(limit, grown) if nbytes else grown or limit  # a smaller request was possible
+    return Buffer(nbytes, False, at_most, setting)
 
 
 def _grown(autotuning: Path) -> int:

@@ -6,8 +6,8 @@ never a guess.
 
 Three threads can work on one connection at the same time: the producer fills a batch, over sockets
 a sender sends the one before, and the broker's ingest thread receives. Over shared memory they are
-one, the publisher's: it claims the slot, fills and commits. A result tells which it was by
-`broker.receive`: only an ingest thread has samples of it.
+one, the publisher's: it claims the slot, fills and commits. A result tells which it was by its
+sockets, or by `broker.receive`: only an ingest thread has samples of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "copy_us",
     "cpu_share",
     "has_ingest",
+    "machine_share",
     "others_share",
     "parameter",
     "per_batch_us",
@@ -39,12 +40,8 @@ __all__ = [
 
 _BUFFER_WRITE: Final = "publisher.buffer_write"  # one sample per message
 _WAIT_ACK: Final = "publisher.wait_ack"  # one sample per call, whatever the batches
-_PUBLISHER_STAGES: Final = (
-    _BUFFER_WRITE,
-    "publisher.wait_space",
-    "publisher.send_payload",
-    _WAIT_ACK,
-)
+_SEND: Final = "publisher.send_payload"
+_PRODUCER_STAGES: Final = (_BUFFER_WRITE, "publisher.wait_space", _WAIT_ACK)
 _BROKER_STAGES: Final = ("broker.receive", "broker.queue", "broker.validate", "broker.release")
 _GET_BUFFER: Final = "broker.get_buffer"  # the thread that fills the slot claims it
 _CEILINGS: Final = {"tcp": "tcp_loopback"}  # by transport; others move bytes like memory_copy
@@ -60,15 +57,19 @@ class Part(TypedDict):
 class PublisherSide(TypedDict):
     """A batch's time on the publisher's side; shares are of `batch_us`, which is wall time.
 
-    `outside_us` is what is left: the calling code, and with more processes than CPUs the time in
-    which others had the CPU outside a stage. When stages of two threads overlap, their shares may
-    add up to more than 1: then `outside_us` is 0 and `overlap_share` is what is above 1.
+    `outside_us` is what the stages of the producing thread leave: the calling code, and with more
+    processes than CPUs the time in which others had the CPU outside a stage or while it copied.
+
+    Over sockets a sender thread works beside that one: its stage is among `stages`, and
+    `sender_share` is its share, 0 where there is no such thread. So all shares together may be
+    more than 1: `overlap_share` is what is above it.
     """
 
     batch_us: float
     stages: dict[str, Part]
     outside_us: float
     outside_share: float
+    sender_share: float
     overlap_share: float
 
 
@@ -128,22 +129,25 @@ def ratio(part: float | None, whole: float | None) -> float | None:
 
 def has_ingest(result: Mapping[str, Any]) -> bool:
     """Does a thread of the broker receive the batches, rather than the publisher write them?"""
-    return _samples(result, "broker.receive") > 0
+    sockets = (result.get("system") or {}).get("sockets")  # known where the brokers' times are not
+    return bool(sockets) or _samples(result, "broker.receive") > 0
 
 
 def per_batch_us(result: Mapping[str, Any], stage: str, figure: str = "mean_us") -> float | None:
     """The time of one stage per batch in us; None when it has no samples.
 
-    A figure of a stage that is timed for each batch is that already. `buffer_write` is timed for
-    one message, so it counts once for each message of a batch. `wait_ack` is timed for each call,
-    so the time in all calls is divided by the batches.
+    A figure of a stage that is timed for each batch is that already. `wait_ack` is timed for each
+    call, so the time in all calls is divided by the batches. `buffer_write` is timed for one
+    message of many, so it counts once for each message of a batch, and always by `copy_us`: one
+    sample in which another process had the CPU would count for the hundreds that were not timed.
     """
     batches = _batches(result)
     if not _samples(result, stage) or not batches:
         return None
-    us = float(result["stages"][stage][figure])
     if stage == _BUFFER_WRITE:
-        return us * float(result["throughput"]["messages"]) / batches
+        copy = copy_us(result)
+        return None if copy is None else copy * float(result["throughput"]["messages"]) / batches
+    us = float(result["stages"][stage][figure])
     if stage == _WAIT_ACK:
         return us * _samples(result, stage) / batches
     return us
@@ -174,15 +178,19 @@ def publisher_side(result: Mapping[str, Any]) -> PublisherSide | None:
     batch_us = wall_us_per_batch(result)
     if not batch_us or not _samples(result, _BUFFER_WRITE):
         return None
-    names = _PUBLISHER_STAGES if has_ingest(result) else (*_PUBLISHER_STAGES, _GET_BUFFER)
-    parts = _parts(result, names, batch_us)
-    left = batch_us - sum(part["us"] for part in parts.values())
+    sender = (_SEND,) if has_ingest(result) else ()
+    producer = _PRODUCER_STAGES if sender else (*_PRODUCER_STAGES, _SEND, _GET_BUFFER)
+    parts = _parts(result, (*producer, *sender), batch_us)
+    own = sum(part["us"] for name, part in parts.items() if name not in sender)
+    outside = max(0.0, batch_us - own)
+    total = outside + sum(part["us"] for part in parts.values())
     return {
         "batch_us": batch_us,
         "stages": parts,
-        "outside_us": max(0.0, left),
-        "outside_share": max(0.0, left / batch_us),
-        "overlap_share": max(0.0, -left / batch_us),
+        "outside_us": outside,
+        "outside_share": outside / batch_us,
+        "sender_share": sum(parts[name]["share"] for name in sender if name in parts),
+        "overlap_share": max(0.0, total / batch_us - 1),
     }
 
 
@@ -208,7 +216,10 @@ def broker_side(result: Mapping[str, Any]) -> BrokerSide | None:
 
 
 def connections(result: Mapping[str, Any]) -> Connections | None:
-    """Per-connection rate x connections against what was reached; None when not measured."""
+    """Per-connection rate x connections against what was reached; None when not measured.
+
+    Over sockets that needs the brokers' times: sending is over when the kernel has the batch.
+    """
     count = parameter(result, "publishers")
     slowest = _slowest_thread(result)
     if not count or slowest is None:
@@ -251,12 +262,24 @@ def cpu_share(result: Mapping[str, Any]) -> float | None:
 
 
 def others_share(result: Mapping[str, Any]) -> float | None:
-    """CPU time that went to other programs meanwhile, by the same; None when it is not known."""
+    """CPU time that went to other programs meanwhile, by the same; None when it is not known.
+
+    Most kernels charge the moving of packets to nobody: over sockets that is this run's, not
+    others'. Where it is in this run's CPU time already, others come out too low by it.
+    """
     own = _cpu_seconds(result)
-    busy = ((result.get("system") or {}).get("machine") or {}).get("busy_seconds")
-    if own is None or busy is None:
+    machine = (result.get("system") or {}).get("machine") or {}
+    if own is None or machine.get("busy_seconds") is None:
         return None
-    return ratio(max(0.0, busy - own), _cpu_seconds_there_were(result))
+    packets = (machine.get("softirq_seconds") or 0.0) if has_ingest(result) else 0.0
+    others = machine["busy_seconds"] - own - packets
+    return ratio(max(0.0, others), _cpu_seconds_there_were(result))
+
+
+def machine_share(result: Mapping[str, Any]) -> float | None:
+    """CPU time that all programs used meanwhile, this run's and others, by the same."""
+    busy = ((result.get("system") or {}).get("machine") or {}).get("busy_seconds")
+    return ratio(busy, _cpu_seconds_there_were(result))
 
 
 def _cpu_seconds(result: Mapping[str, Any]) -> float | None:
@@ -278,15 +301,16 @@ def _slowest_thread(result: Mapping[str, Any]) -> tuple[str, float] | None:
         times = [per_batch_us(result, stage, "p50_us") for stage in stages]
         return sum(time for time in times if time is not None)
 
-    one, batches = copy_us(result), _batches(result)
-    if one is None or not batches:
+    fill = per_batch_us(result, _BUFFER_WRITE)
+    if fill is None:
         return None
-    fill = one * float(result["throughput"]["messages"]) / batches
     if not has_ingest(result):
-        return "fill and commit", fill + median(_GET_BUFFER, "publisher.send_payload")
+        return "fill and commit", fill + median(_GET_BUFFER, _SEND)
+    if not _samples(result, "broker.receive"):
+        return None
     threads = {
         "fill": fill,
-        "send": median("publisher.send_payload"),
+        "send": median(_SEND),
         "receive": median(_GET_BUFFER, "broker.receive"),
     }
     name = max(threads, key=threads.__getitem__)

@@ -127,7 +127,11 @@ def answer(
     if grown is not None:
         before, after = pair.us(grown)
         evidence |= {"grown_stage_faster_us": before, "grown_stage_slower_us": after}
-        sentence += f" {grown} grew most, from {before:,.0f} to {after:,.0f} us per batch."
+        sentence += f" {grown} grew most, from {before:,.0f} to {after:,.0f} us per batch"
+        if batch_us is not None:
+            evidence["slower_batch_us"] = batch_us
+            sentence += f", of {batch_us:,.0f} over {slower}"
+        sentence += "."
         if grown != _COPY and all(pair.us(_COPY)):
             before, after = pair.us(_COPY)
             evidence |= {"copy_faster_us": before, "copy_slower_us": after}

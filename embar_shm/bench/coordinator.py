@@ -23,7 +23,7 @@ from embar_shm.bench import environment, instrumentation, sockets, stages
 from embar_shm.bench.ceilings import Ceilings
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
-from embar_shm.bench.usage import busy_seconds, total
+from embar_shm.bench.usage import MachineTime, machine_now, machine_since, total
 from embar_shm.bench.watch import Progress, Watch, counters
 from embar_shm.config import LoadedConfig, RunConfig
 from embar_shm.errors import ConfigurationError, RunFailed
@@ -113,7 +113,7 @@ class _Measured:
     """What the measured part of a run gave."""
 
     elapsed_seconds: float  # from the barrier to the last acknowledgement
-    busy_seconds: float | None  # CPU time of all programs of the machine meanwhile
+    machine: MachineTime | None  # CPU time of all programs of the machine meanwhile
     published: list[dict[str, Any]]  # what each publisher said
     brokers: list[dict[str, Any]]  # what each broker said
 
@@ -124,8 +124,8 @@ class _Measured:
         found: dict[str, Any] = {
             role: total([s["usage"] for s in of_role]) for role, of_role in said.items() if of_role
         }
-        if self.busy_seconds is not None:
-            found["machine"] = {"busy_seconds": self.busy_seconds}
+        if self.machine is not None:
+            found["machine"] = self.machine
         return found
 
     def of_publishers(self, field: str) -> list[Any]:
@@ -186,19 +186,18 @@ def _publish(
     for broker in brokers:
         broker.tell(do="mark")
     watch.begin("publish")
-    busy_before = busy_seconds()
+    machine_before = machine_now()
     start_ns = time.monotonic_ns()
     for publisher in publishers:
         publisher.tell(do="publish")
     published = fleet.gather(publishers, "published", watch.deadline, watch.tick)
-    busy_after = busy_seconds()
-    busy = None if busy_before is None or busy_after is None else busy_after - busy_before
+    machine = machine_since(machine_before)
     elapsed_seconds = (max(p["end_ns"] for p in published) - start_ns) / 1e9
     _await_accepted(monitors, values)
     for broker in brokers:
         broker.tell(do="usage")
     used = fleet.gather(brokers, "usage", watch.deadline)
-    return _Measured(elapsed_seconds, busy, published, used)
+    return _Measured(elapsed_seconds, machine, published, used)
 
 
 def _stop(fleet: Fleet, brokers: list[Worker], watch: Watch) -> None:

@@ -10,7 +10,17 @@ from typing import Any, Final, TypedDict
 
 from embar_shm.cpus import available_cpus
 
-__all__ = ["ROLES", "Usage", "busy_seconds", "by_role", "total", "usage_now", "usage_since"]
+__all__ = [
+    "ROLES",
+    "MachineTime",
+    "Usage",
+    "by_role",
+    "machine_now",
+    "machine_since",
+    "total",
+    "usage_now",
+    "usage_since",
+]
 
 ROLES: Final = ("broker", "publisher")
 _STAT: Final = Path("/proc/stat")
@@ -18,6 +28,7 @@ _IDLE: Final = (
     3,
     4,
 )  # the columns idle and iowait; guest time, from column 8 on, is user time, too
+_SOFTIRQ: Final = 6
 _COLUMNS: Final = 8
 
 
@@ -79,12 +90,20 @@ def by_role(system: Mapping[str, Any]) -> dict[str, Usage]:
     return {role: system[role] for role in ROLES if system.get(role)}
 
 
-def busy_seconds() -> float | None:
-    """CPU time that all programs together have used since boot, on the CPUs this one may use.
+class MachineTime(TypedDict):
+    """CPU time of the CPUs that this process may use, in the kernel's timer ticks.
 
-    Counted in the kernel's timer ticks. None where it says nothing about a run: /proc/stat cannot
-    be read, or a quota gives this process less than its CPUs.
+    `busy_seconds` is that of all programs and of the kernel. `softirq_seconds` is the part in which
+    the kernel moved packets, and did other work that it had put off, for whichever process.
     """
+
+    busy_seconds: float
+    softirq_seconds: float
+
+
+def machine_now() -> MachineTime | None:
+    """Since boot. None where it says nothing about a run: /proc/stat cannot be read, or a quota
+    gives this process less than its CPUs."""
     allowed = os.sched_getaffinity(0)
     if available_cpus() < len(allowed):
         return None
@@ -97,4 +116,19 @@ def busy_seconds() -> float | None:
     if len(counted) < len(names):
         return None
     busy = [ticks for row in counted for n, ticks in enumerate(row) if n not in _IDLE]
-    return sum(map(int, busy)) / os.sysconf("SC_CLK_TCK")
+    per_second = os.sysconf("SC_CLK_TCK")
+    return {
+        "busy_seconds": sum(map(int, busy)) / per_second,
+        "softirq_seconds": sum(int(row[_SOFTIRQ]) for row in counted) / per_second,
+    }
+
+
+def machine_since(before: MachineTime | None) -> MachineTime | None:
+    """Since `before`; None where one of both is."""
+    now = machine_now()
+    if before is None or now is None:
+        return None
+    return {
+        "busy_seconds": now["busy_seconds"] - before["busy_seconds"],
+        "softirq_seconds": now["softirq_seconds"] - before["softirq_seconds"],
+    }

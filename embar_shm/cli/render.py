@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,13 +13,14 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from embar_shm.bench.result import Result
+from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.usage import by_role
 from embar_shm.bench.watch import Progress
 from embar_shm.cli import render_verdict
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
-__all__ = ["STAGES", "open_console", "parameters", "progress", "result"]
+__all__ = ["STAGES", "buffer_size", "open_console", "parameters", "progress", "result"]
 
 _SIZES = {key.name for key in KEYS if key.is_size}
 STAGES = (
@@ -50,7 +52,7 @@ def open_console(stderr: bool = False) -> Console:
 def _table(*columns: str, title: str) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for column in columns:
-        text = column in ("parameter", "origin", "stage", "what", "role")
+        text = column in ("parameter", "origin", "stage", "what", "role", "side")
         table.add_column(column, justify="left" if text else "right", overflow="fold")
     return table
 
@@ -130,6 +132,8 @@ def result(found: Result) -> None:
             f"{usage['max_rss_bytes'] / 2**20:,.1f} MiB",
         )
     console.print(system)
+    if (sockets := found["system"].get("sockets")) is not None:
+        console.print(_sockets(sockets))
     console.print(_summary(found))
     if "verdict" in found:
         render_verdict.verdict(console, found["verdict"])
@@ -138,8 +142,43 @@ def result(found: Result) -> None:
         console.print(f"[yellow]warning:[/yellow] {warning}")
 
 
+def _sockets(found: Sockets) -> Table:
+    """A row for each side; the brokers' is missing when they run elsewhere."""
+    table = _table(
+        *("side", "calls per batch", "buffer requested", "granted", "most in its queue"),
+        title="Sockets",
+    )
+    again, would_block = found["retransmits"], found["eagain"]
+    table.caption = f"  {_count(again, 'segment')} sent again, {would_block:,} EAGAIN\n"
+    table.caption_justify = "left"
+    table.caption_style = ""
+    for side, calls, option, queue in (
+        ("publisher, send", "send_calls_per_batch", "sndbuf", "max_outq_bytes"),
+        ("broker, receive", "recv_calls_per_batch", "rcvbuf", "max_inq_bytes"),
+    ):
+        if calls in found:
+            values: Mapping[str, Any] = found
+            table.add_row(
+                side,
+                f"{values[calls]:.2f}",
+                buffer_size(values[f"requested_{option}"]),
+                buffer_size(values[f"granted_{option}"]),
+                buffer_size(values[queue]),
+            )
+    return table
+
+
+def buffer_size(size: int) -> str:
+    """A size in KiB, as buffers are thought of; "-" for one that nobody asked for or looked at."""
+    return f"{size / 1024:,.0f} KiB" if size else "-"
+
+
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _reached(share: float) -> str:
@@ -148,13 +187,17 @@ def _reached(share: float) -> str:
 
 def _summary(found: Result) -> Table:
     t, i = found["throughput"], found["integrity"]
-    p = {name: parameter["value"] for name, parameter in found["parameters"].items()}
+    p: dict[str, Any] = {
+        name: parameter["value"] for name, parameter in found["parameters"].items()
+    }
     table = Table(box=SIMPLE_HEAD, title="Result", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("")
     table.show_header = False
     table.add_row(
-        "transport", f"{p['transport']}, {p['brokers']} brokers, {p['publishers']} publishers"
+        "transport",
+        f"{p['transport']}, {_count(p['brokers'], 'broker')}, "
+        f"{_count(p['publishers'], 'publisher')}",
     )
     table.add_row(
         "published",
@@ -186,8 +229,7 @@ def _summary(found: Result) -> Table:
         if n["sample_every"]
         else "not taken",
     )
-    table.add_row(
-        "shared memory", f"{found['memory']['segment_bytes'] / 2**20:,.1f} MiB in all rings"
-    )
+    if rings := found["memory"]["segment_bytes"]:  # of brokers elsewhere it is not known
+        table.add_row("shared memory", f"{rings / 2**20:,.1f} MiB in all rings")
     table.add_row("start-up", format_duration(found["startup_seconds"]))
     return table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -82,6 +82,10 @@ def _figures(found: Comparison) -> Table:
     )
     for heading, cell in rows:
         table.add_row(heading, *(cell(found["summary"][name]) for name in found["transports"]))
+    sockets = {name: _sockets(found, name) for name in found["transports"]}
+    if any(sockets.values()):
+        for heading, shown in _SOCKETS:
+            table.add_row(heading, *(shown(one) if one else _NOTHING for one in sockets.values()))
     for pair in found["ratios"]:
         ratio = _spread(pair["over_rounds"], _number)
         cells = {pair["slower"]: "1", pair["faster"]: ratio}
@@ -93,6 +97,29 @@ def _figures(found: Comparison) -> Table:
             ),
         )
     return table
+
+
+def _sockets(found: Comparison, name: str) -> Mapping[str, Any]:
+    """What the sockets of a transport's typical round did; empty when it has none."""
+    result = found["results"][name][found["summary"][name]["typical_round"] - 1]
+    return cast(Mapping[str, Any], result["system"].get("sockets") or {})
+
+
+# A comparison starts the brokers itself, so both sides are known.
+_SOCKETS: Final[tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...]] = (
+    (
+        "send, recv calls per batch",
+        lambda one: f"{one['send_calls_per_batch']:.2f}, {one['recv_calls_per_batch']:.2f}",
+    ),
+    (
+        "send, receive buffers",
+        lambda one: (
+            f"{render.buffer_size(one['granted_sndbuf'])}, "
+            f"{render.buffer_size(one['granted_rcvbuf'])}"
+        ),
+    ),
+    ("segments sent again", lambda one: f"{one['retransmits']:,}"),
+)
 
 
 def _share_of_ceiling(one: Summary) -> str:

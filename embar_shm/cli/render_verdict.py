@@ -56,11 +56,12 @@ def findings(table: Table, found: Iterable[Finding]) -> None:
 
 
 def _publisher(side: PublisherSide) -> str:
-    parts = [(name, part["share"]) for name, part in side["stages"].items()]
-    parts.append(("outside the stages", side["outside_share"]))
-    text = f"{format_duration(side['batch_us'] / 1e6)} per batch: {_shares(parts)}"
-    if side["overlap_share"] >= _NOT_SHOWN:
-        text += "; stages of two threads overlap"
+    parts = {name: part["share"] for name, part in side["stages"].items()}
+    sending = parts.pop("publisher.send_payload", 0.0) if side["sender_share"] else 0.0
+    parts["outside the stages"] = side["outside_share"]
+    text = f"{format_duration(side['batch_us'] / 1e6)} per batch: {_shares(parts.items())}"
+    if sending:
+        text += f"; its sender meanwhile: send_payload {sending:.1%}"
     return text
 
 

@@ -164,7 +164,7 @@ def test_a_summary_holds_medians_and_costs_per_gigabyte_and_batch() -> None:
     ]:
         assert found[name] == pytest.approx(dict.fromkeys(same, value)), name  # type: ignore[literal-required]
     assert found["stages"]["broker.queue"] == SHM["stages"]["broker.queue"]
-    assert found["stages_us_per_batch"]["publisher.buffer_write"] == pytest.approx(500)
+    assert found["stages_us_per_batch"]["publisher.buffer_write"] == pytest.approx(400)
     assert found["typical_round"] == 1
 
 
@@ -255,8 +255,8 @@ def test_every_answer_has_its_numbers_in_the_sentence_and_in_the_evidence() -> N
     assert answer["sentence"] == (
         "It is the transport: the same producer reaches 60.00 GB/s over shm and 4.00 GB/s over "
         "tcp, 15 (14.2 to 16.5) times as much, so at least 93% of a batch's time over tcp goes "
-        "with it. broker.receive grew most, from 0 to 900 us per batch. Copying its messages took "
-        "500 and 500 us."
+        "with it. broker.receive grew most, from 0 to 900 us per batch, of 1,000 over tcp. Copying "
+        "its messages took 400 and 400 us."
     )
     assert answer["grown_stage"] == "broker.receive"
     assert answer["evidence"] == pytest.approx(
@@ -270,8 +270,9 @@ def test_every_answer_has_its_numbers_in_the_sentence_and_in_the_evidence() -> N
             "transport_share": 14 / 15,
             "grown_stage_faster_us": 0,
             "grown_stage_slower_us": 900,
-            "copy_faster_us": 500,
-            "copy_slower_us": 500,
+            "slower_batch_us": 1000,
+            "copy_faster_us": 400,
+            "copy_slower_us": 400,
         }
     )
 
@@ -364,6 +365,21 @@ def test_both_stage_tables_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -
     assert row.split() == ["broker.receive", "-", "-", "-", "900", "850", "1,800"]
     (row,) = [line for line in text.splitlines() if line.startswith("  broker.queue ")]
     assert row.split()[1:] == ["40", "30", "80"] * 2
+
+
+def test_what_sockets_did_stands_beside_a_transport_without_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    again = {"system.sockets.retransmits": 1234}
+    rows = shown(comparison_of([60], [4], **again), monkeypatch).splitlines()
+    (calls,) = [row for row in rows if row.startswith("  send, recv calls per batch ")]
+    assert calls.split()[-3:] == ["-", "1.00,", "2.00"]
+    (buffers,) = [row for row in rows if row.startswith("  send, receive buffers ")]
+    assert buffers.split()[-5:] == ["-", "3,906", "KiB,", "3,906", "KiB"]
+    (retransmits,) = [row for row in rows if row.startswith("  segments sent again ")]
+    assert retransmits.split()[-2:] == ["-", "1,234"]
+    found = build({"shm": [result_with(SHM, 4e9)], "other": [result_with(SHM, 1e9)]}, started="")
+    assert "calls per batch" not in shown(found, monkeypatch)
 
 
 def test_the_answer_comes_last_and_warnings_keep_their_brackets(

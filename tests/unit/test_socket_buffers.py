@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,15 @@ def test_what_can_be_had_at_most_is_no_less_than_what_a_cut_request_gives(
     send, receive = sizes(sock)
     assert send // 2 <= found.send.at_most <= LARGEST
     assert receive // 2 <= found.receive.at_most <= LARGEST
+
+
+def test_where_nothing_is_requested_autotuning_is_all_there_is(sock: socket.socket) -> None:
+    before = sizes(sock)
+    found = socket_buffers.request(sock, 0)
+    assert sizes(sock) == before
+    for buffer, name in ((found.send, "tcp_wmem"), (found.receive, "tcp_rmem")):
+        most = int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2])
+        assert (buffer.requested, buffer.granted, buffer.at_most) == (0, False, most // 2)
 
 
 def test_accepted_sockets_inherit_the_size_from_the_listening_one(sock: socket.socket) -> None:

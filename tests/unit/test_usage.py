@@ -11,7 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from embar_shm.bench import usage
-from embar_shm.bench.usage import Usage, busy_seconds, by_role, total, usage_now, usage_since
+from embar_shm.bench.usage import (
+    Usage,
+    by_role,
+    machine_now,
+    machine_since,
+    total,
+    usage_now,
+    usage_since,
+)
 
 ONE: Usage = {
     "cpu_seconds": 0.5,
@@ -95,7 +103,17 @@ def test_a_cpu_is_busy_when_it_is_neither_idle_nor_waiting_for_a_disk(
 ) -> None:
     machine(monkeypatch, tmp_path / "stat", STAT, 2, {0, 1})
     # user, nice, system, irq, softirq, steal; guest time is in user time already
-    assert busy_seconds() == pytest.approx((81 + 810) / os.sysconf("SC_CLK_TCK"))
+    ticks = os.sysconf("SC_CLK_TCK")
+    before = machine_now()
+    assert before == pytest.approx(
+        {"busy_seconds": (81 + 810) / ticks, "softirq_seconds": (7 + 70) / ticks}
+    )
+    later = STAT.replace("cpu1 100 200 300 4000 5000 60 70", "cpu1 101 200 300 4000 5000 60 75")
+    usage._STAT.write_text(later)
+    assert machine_since(before) == pytest.approx(
+        {"busy_seconds": 6 / ticks, "softirq_seconds": 5 / ticks}
+    )
+    assert machine_since(None) is None
 
 
 @pytest.mark.parametrize(
@@ -107,9 +125,10 @@ def test_what_says_nothing_about_a_run_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stat: str, quota: int, affinity: set[int]
 ) -> None:
     machine(monkeypatch, tmp_path / "stat", stat, quota, affinity)
-    assert busy_seconds() is None
+    assert machine_now() is None
+    assert machine_since({"busy_seconds": 1.0, "softirq_seconds": 0.0}) is None
 
 
 def test_a_machine_that_does_not_show_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "_STAT", Path("/nowhere/stat"))
-    assert busy_seconds() is None
+    assert machine_now() is None

@@ -175,9 +175,17 @@ CASES = [
         # However far below memory copy: that is not what tcp can reach.
         _ceiling("tcp_loopback", 0.92) | _ceiling("memory_copy", 0.05),
         TCP,
-        said=("92%", "raw loopback TCP"),
+        said=("92%", "raw loopback TCP", "It is the kernel's path, not the code around it."),
         next="embar-shm compare",
         needs=("ceilings.tcp_loopback",),
+    ),
+    Case(
+        "at the ceiling",
+        True,
+        _ceiling("tcp_loopback", 1.11),
+        TCP,
+        said=("111%", "No run is faster than its ceiling: something disturbed"),
+        next="again on a quiet machine",
     ),
     Case("at the ceiling", False, _ceiling("memory_copy", 0.89)),
     Case("at the ceiling", False, _ceiling("tcp_loopback", 0.95)),  # shm is not measured by tcp's
@@ -204,10 +212,33 @@ CASES = [
         {"environment.cpus_available": 8, "system.machine": {"busy_seconds": 6.0}},
     ),
     Case(
+        "others use the CPUs",
+        False,  # the kernel does, for this run's sockets
+        {
+            "environment.cpus_available": 4,
+            "system.machine": {"busy_seconds": 3.9, "softirq_seconds": 0.6},
+        },
+        TCP,
+    ),
+    Case(
+        "CPUs are full",
+        True,
+        {
+            "environment.cpus_available": 4,
+            "system.machine": {"busy_seconds": 3.9, "softirq_seconds": 0.6},
+        },
+        TCP,
+        said=(
+            "4 CPUs, 75% (27% of it in the kernel); "
+            "15% to the kernel's moving of packets and 7% to other programs.",
+        ),
+        evidence={"packets_share": 0.15, "others_share": 0.075},
+    ),
+    Case(
         "CPUs are full",
         True,
         {"environment.cpus_available": 4, "system.machine": {"busy_seconds": 3.7}},
-        said=("4 CPUs, 75% (27% of it in the kernel); 18% went to other programs.",),
+        said=("4 CPUs, 75% (27% of it in the kernel); 18% to other programs.",),
         needs=("system.machine",),
     ),
     Case(
@@ -220,6 +251,22 @@ CASES = [
         needs=("environment", "system", "system.broker", "system.publisher"),
     ),
     Case("CPUs are full", False, {"environment.cpus_available": 4}),
+    Case(
+        "CPUs are full",
+        True,  # brokers elsewhere, which may be on this machine
+        {"system.broker": None, "system.machine": {"busy_seconds": 7.2}},
+        TCP,
+        said=("its programs used 7.2 s of CPU time in 1.00 s on 8 CPUs, 90%; 2.6 s of it are",),
+        evidence={"machine_share": 0.9, "publisher_cpu_seconds": 2.6},
+        next="brokers on another machine, if they run here",
+        needs=("system.machine", "system.publisher", "environment"),
+    ),
+    Case(
+        "CPUs are full",
+        False,
+        {"system.broker": None, "system.machine": {"busy_seconds": 7.0}},
+        TCP,
+    ),
     Case(
         "CPUs are full",
         False,  # of others
@@ -250,27 +297,138 @@ CASES = [
     Case("brokers are busy", False, {"stages.broker.validate.mean_us": 400.0}),
     Case(
         "small socket buffers",
-        True,
+        True,  # asked for, and not granted
         {"system.sockets.granted_rcvbuf": 425_984},
         TCP,
-        said=("less than a batch of 1 MB", "receive 416 KiB", "send 4 MB"),
-        evidence={"granted_rcvbuf": 425_984, "batch_size": 1_000_000},
-        next="tools/tune_kernel_buffers.sh",
-        needs=("system.sockets", "parameters.batch_size", "system.sockets.granted_rcvbuf"),
+        said=("receive 416 KiB of the 4 MB requested at most",),
+        evidence={"requested_rcvbuf": 4_000_000, "granted_rcvbuf": 425_984},
+        next="a larger net.core.rmem_max:",
+        needs=(
+            "system.sockets", "system.sockets.requested_rcvbuf", "system.sockets.granted_rcvbuf",
+        ),
     ),
-    Case("small socket buffers", True, {"system.sockets.granted_sndbuf": 999_999}, TCP),
-    Case("small socket buffers", False, {"system.sockets.granted_sndbuf": 1_000_000}, TCP),
+    Case("small socket buffers", True, {"system.sockets.granted_sndbuf": 3_999_999}, TCP),
+    Case(
+        "small socket buffers",
+        True,  # left to the kernel, which cannot make them large enough
+        {
+            "system.sockets.requested_sndbuf": 0, "system.sockets.granted_sndbuf": 999_999,
+            "system.sockets.requested_rcvbuf": 0, "system.sockets.granted_rcvbuf": 900_000,
+        },
+        TCP,
+        said=("send 999,999 B of a batch's 1 MB, receive 900 KB of a batch's 1 MB at most",),
+        evidence={"granted_sndbuf": 999_999, "granted_rcvbuf": 900_000, "batch_size": 1_000_000},
+        next="net.ipv4.tcp_wmem and net.ipv4.tcp_rmem",
+        needs=("parameters.batch_size",),
+    ),
+    Case(
+        "small socket buffers",
+        False,
+        {"system.sockets.requested_sndbuf": 0, "system.sockets.granted_sndbuf": 1_000_000},
+        TCP,
+    ),
+    Case(
+        "small socket buffers",
+        False,  # what was wanted, though less than a batch: over loopback that is faster
+        {"system.sockets.requested_sndbuf": 524_288, "system.sockets.granted_sndbuf": 524_288},
+        TCP,
+    ),
+    Case(
+        "small socket buffers",
+        False,  # not known
+        {"system.sockets.requested_sndbuf": 0, "system.sockets.granted_sndbuf": 0},
+        TCP,
+    ),
     Case("small socket buffers", False, {}),
     Case(
-        "packets are lost",
+        "segments are sent again",
         True,
-        {"system.sockets.retransmits": 40},
+        {"system.sockets.retransmits": 800, "parameters.connect.value": "tcp://10.0.0.1:7400"},
         TCP,
-        said=("40 were sent again for 4,000 batches",),
-        evidence={"retransmits": 40, "batches": 4000},
+        said=("sent again: 800, 0.2 per MB", "lost, or their acknowledgements came too late"),
+        evidence={"retransmits": 800, "retransmits_per_mb": 0.2},
+        next="the network between the machines",
         needs=("system.sockets", "system.sockets.retransmits"),
     ),
-    Case("packets are lost", False, {"system.sockets.retransmits": 39}, TCP),
+    Case("segments are sent again", False, {"system.sockets.retransmits": 799}, TCP),
+    Case(
+        "segments are sent again",
+        True,
+        {"system.sockets.retransmits": 800},
+        TCP,
+        next="nothing gets lost inside a machine",
+    ),
+    Case(
+        "segments are sent again",
+        False,  # inside one machine, where acknowledgements wait for a CPU
+        {"system.sockets.retransmits": 800, "environment.cpus_available": 3},
+        TCP,
+    ),
+    Case(
+        "segments are sent again",
+        True,  # between machines full CPUs are no excuse
+        {
+            "system.sockets.retransmits": 800, "environment.cpus_available": 3,
+            "parameters.connect.value": "tcp://10.0.0.1:7400",
+        },
+        TCP,
+    ),
+    Case(
+        "segments are sent again",
+        False,  # a few in a short run
+        {"system.sockets.retransmits": 9, "throughput.bytes": 1_000_000},
+        TCP,
+    ),
+    Case(
+        "connections are busy",
+        True,
+        {"stages.publisher.wait_space.mean_us": 300.0},
+        TCP,
+        said=(
+            "sending takes 600 of 1,000 us per batch (60%)", "wait 30% of their time for that",
+            "38% of the CPU time is used",
+        ),
+        evidence={"send_share": 0.6, "send_us_per_batch": 600, "wait_space_share": 0.3},
+        next="--publishers-per-broker",
+        needs=(
+            "stages", "stages.publisher.send_payload", "stages.publisher.wait_space",
+            "stages.publisher.buffer_write",
+        ),
+    ),
+    Case(
+        "connections are busy",
+        True,
+        {
+            "stages.publisher.wait_space.mean_us": 300.0, "system.broker": None,
+            "parameters.connect.value": "tcp://10.0.0.1:7400",
+        },
+        TCP,
+        next="look at the brokers' side",
+    ),
+    Case("connections are busy", False, {"stages.publisher.wait_space.mean_us": 290.0}, TCP),
+    Case(
+        "connections are busy",
+        False,  # the sender has time: publishers wait for something else
+        {
+            "stages.publisher.wait_space.mean_us": 300.0,
+            "stages.publisher.send_payload.mean_us": 490.0,
+        },
+        TCP,
+    ),
+    Case(
+        "connections are busy",
+        False,  # sending contains waiting for a CPU
+        {"stages.publisher.wait_space.mean_us": 300.0, "environment.cpus_available": 3},
+        TCP,
+    ),
+    Case(
+        "connections are busy",
+        False,  # there are none: over shared memory sending is the publisher's own work
+        {
+            "stages.publisher.wait_space.mean_us": 300.0,
+            "stages.publisher.send_payload.mean_us": 600.0,
+        },
+    ),
     Case(
         "waiting for space",
         True,
@@ -287,6 +445,23 @@ CASES = [
         next="--slots 4: publishers with --in-flight 2",
     ),
     Case("waiting for space", False, {"stages.publisher.wait_space.mean_us": 290.0}),
+    Case(
+        "waiting for space",
+        True,  # over sockets, for acknowledgements that are on their way
+        {
+            "stages.publisher.wait_space.mean_us": 300.0,
+            "stages.publisher.send_payload.mean_us": 490.0,
+            "parameters.connect.value": "tcp://10.0.0.1:7400",
+        },
+        TCP,
+        next="--in-flight 4, and brokers with slots for as many",
+    ),
+    Case(
+        "waiting for space",
+        False,  # what was filled before is still being sent
+        {"stages.publisher.wait_space.mean_us": 300.0},
+        TCP,
+    ),
     Case(
         "waiting for space",
         False,  # somebody has to wait for a CPU, and a slot is where they do it
@@ -329,6 +504,15 @@ CASES = [
         "connections take turns",
         False,  # they take turns on the CPUs
         {"stages.publisher.buffer_write.p50_us": 0.1, "environment.cpus_available": 5},
+    ),
+    Case(
+        "connections take turns",
+        False,  # the same, when it is not known whose CPU time it is
+        {
+            "stages.publisher.buffer_write.p50_us": 0.1,
+            "system.broker": None,
+            "system.machine": {"busy_seconds": 4.1},
+        },
     ),
     Case(
         "unknown",
@@ -384,6 +568,66 @@ CASES = [
         },
         evidence={"copy_ns_per_message": 260.0},
     ),
+    Case(
+        "calling costs most",
+        False,  # encrypting does
+        {
+            "stages.publisher.buffer_write.p50_us": 0.24,
+            "parameters.tls_ca.value": "ca.pem",
+        },
+        TCP,
+    ),
+    Case(
+        "copying costs most",
+        False,
+        {
+            "stages.publisher.buffer_write.p50_us": 0.26,
+            "parameters.tls_cert.value": "cert.pem",
+        },
+        TCP,
+    ),
+    Case(
+        "the network path takes most",
+        True,
+        {},
+        TCP,
+        said=(
+            "way through the kernel: sending takes a publisher 600 of 1,000 us (60%), "
+            "receiving takes a broker 900 of 960 us (94%).",
+        ),
+        evidence={
+            "publisher_us": 600, "publisher_share": 0.6, "publisher_batch_us": 1000,
+            "broker_us": 900, "broker_share": 0.9375, "broker_batch_us": 960,
+        },
+        next="embar-shm compare",
+        needs=("stages",),
+    ),
+    Case(
+        "the network path takes most",
+        True,
+        {"environment.cpus_available": 3},
+        TCP,
+        said=("(94%); waiting for a CPU meanwhile is part of it.",),
+    ),
+    Case(
+        "the network path takes most",
+        True,  # brokers elsewhere
+        dict.fromkeys(("stages.broker.receive", "system.broker"))
+        | {"parameters.tls_ca.value": "ca.pem"},
+        TCP,
+        said=("through TLS and the kernel: sending takes a publisher 600 of 1,000 us (60%).",),
+        needs=("system.sockets", "stages.publisher.send_payload"),
+    ),
+    Case(
+        "the network path takes most",
+        False,
+        {
+            "stages.publisher.send_payload.mean_us": 490.0,
+            "stages.broker.receive.mean_us": 50.0,
+        },
+        TCP,
+    ),
+    Case("the network path takes most", False, {"stages.publisher.send_payload.mean_us": 900.0}),
     Case(
         "the kernel costs most",
         True,
