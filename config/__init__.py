@@ -12,6 +12,15 @@ if __name__ != "embar_shm.config":
     raise ImportError(f"import this package as embar_shm.config, not as {__name__}")
 
 from embar_shm.config.loader import LoadedConfig, Parameter, builtin_names, load
-from embar_shm.config.schema import KEYS, Key, RunConfig
+from embar_shm.config.schema import KEYS, OF_TCP, Key, RunConfig
 
-__all__ = ["KEYS", "Key", "LoadedConfig", "Parameter", "RunConfig", "builtin_names", "load"]
+__all__ = [
+    "KEYS",
+    "OF_TCP",
+    "Key",
+    "LoadedConfig",
+    "Parameter",
+    "RunConfig",
+    "builtin_names",
+    "load",
+]

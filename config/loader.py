@@ -23,7 +23,14 @@ from typing import Final, Literal, TypedDict
 import yaml
 from yaml.constructor import SafeConstructor
 
-from embar_shm.config.schema import KEYS, Key, RunConfig, broken_rules, check_value
+from embar_shm.config.schema import (
+    KEYS,
+    OF_OWN_BROKERS,
+    Key,
+    RunConfig,
+    broken_rules,
+    check_value,
+)
 from embar_shm.errors import ConfigurationError
 
 __all__ = ["IGNORED_VARIABLES", "LoadedConfig", "Parameter", "builtin_names", "load"]
@@ -59,7 +66,8 @@ class LoadedConfig:
     values: RunConfig
     origins: dict[str, str]
     """Where each key came from: "default", "my.yaml:3", "environment EMBAR_SLOTS", "flag --slots",
-    or "derived: ..." for what follows from other keys. Keyed and ordered as `parameters`."""
+    "derived: ..." for what follows from other keys, or "not used: ..." for what has no effect
+    because of another key. Keyed and ordered as `parameters`."""
 
     def parameters(self) -> dict[str, Parameter]:
         """Every effective parameter with its origin, ready for JSON.
@@ -224,6 +232,10 @@ class _Merge:
                 )
         if values.slot_size is None:
             origins["slot_size"] = f"derived: = batch_size ({origins['batch_size']})"
+        if values.addresses:
+            for name in OF_OWN_BROKERS:
+                setter = f" ({origins[name]})" if name in self._settings else ""
+                origins[name] = f"not used: the brokers run elsewhere{setter}"
         return origins
 
 

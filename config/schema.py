@@ -32,7 +32,17 @@ from embar_shm.address import split_address
 from embar_shm.errors import ConfigurationError
 from embar_shm.units import format_size, parse_size
 
-__all__ = ["KEYS", "RULES", "AtMost", "Key", "RunConfig", "broken_rules", "check_value"]
+__all__ = [
+    "KEYS",
+    "OF_OWN_BROKERS",
+    "OF_TCP",
+    "RULES",
+    "AtMost",
+    "Key",
+    "RunConfig",
+    "broken_rules",
+    "check_value",
+]
 
 IMPLEMENTED_ORDERS: Final = (0,)
 
@@ -322,9 +332,17 @@ RULES: Final = (
 )
 
 
+OF_OWN_BROKERS: Final = ("slots", "slot_size", "max_publishers", "broker_scheduling")
+"""What configures the brokers that a run starts. With `connect` it starts none: not used then."""
+
+OF_TCP: Final = ("socket_buffer", "token_file", "tls_cert", "tls_key", "tls_ca")
+"""What shared memory has no use for."""
+
+
 def broken_rules(values: Mapping[str, object]) -> Iterator[AtMost]:
-    """The rules that `values` breaks. A rule about an absent or None value is not broken."""
-    for rule in RULES:
+    """The rules that `values` breaks. One about an absent, None or unused value is not broken."""
+    unused = () if values.get("connect") is None else OF_OWN_BROKERS
+    for rule in (rule for rule in RULES if rule.high not in unused):
         low, high = values.get(rule.low), values.get(rule.high)
         if isinstance(low, int) and isinstance(high, int) and low > high:
             yield rule

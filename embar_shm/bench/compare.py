@@ -17,7 +17,7 @@ from embar_shm import transports
 from embar_shm.bench import coordinator
 from embar_shm.bench.breakdown import ceiling, per_batch_us, ratio, wall_us_per_batch
 from embar_shm.bench.contrast import Answer, answer
-from embar_shm.bench.result import Result
+from embar_shm.bench.result import Result, unused_over_shm
 from embar_shm.bench.spread import Spread, spread
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import ROLES, by_role
@@ -259,10 +259,15 @@ def _ratio(results: Mapping[str, Sequence[Result]], faster: str, slower: str) ->
 
 
 def _warnings(results: Mapping[str, Sequence[Result]], summary: Mapping[str, Summary]) -> list[str]:
-    """The warnings of the typical rounds; one that all of them have is told once."""
+    """The warnings of the typical rounds; one that all of them have is told once.
+
+    What was set for tcp is set for the comparison: that shm does not need it is no news here.
+    """
     found: list[str] = []
+    rounds = {name: results[name][one["typical_round"] - 1] for name, one in summary.items()}
     typical = {
-        name: results[name][one["typical_round"] - 1]["warnings"] for name, one in summary.items()
+        name: [w for w in one["warnings"] if w not in unused_over_shm(one["parameters"])]
+        for name, one in rounds.items()
     }
     for name, warnings in typical.items():
         for warning in warnings:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from embar_shm import _core, transports
+from embar_shm import _core, tls, transports
 from embar_shm.address import SHM_DIRECTORY, RingName, split_address
 from embar_shm.bench import environment, instrumentation, sockets, stages
 from embar_shm.bench.ceilings import Ceilings
@@ -25,10 +25,11 @@ from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.usage import MachineTime, machine_now, machine_since, total
 from embar_shm.bench.watch import Progress, Watch, counters
-from embar_shm.config import LoadedConfig, RunConfig
+from embar_shm.config import OF_TCP, LoadedConfig, RunConfig
 from embar_shm.errors import ConfigurationError, RunFailed
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment, not_enough_space, remove_dead
+from embar_shm.token import read_token
 from embar_shm.units import format_size
 
 __all__ = ["run"]
@@ -38,6 +39,7 @@ _ELSEWHERE = (
     "the brokers run elsewhere: their stages, their CPU time and loopback TCP are not measured, "
     "and what was accepted is what they acknowledged",
 )
+_TLS = ("tls_cert", "tls_key", "tls_ca")
 _POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
 
 
@@ -52,10 +54,11 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     values = config.values
     transports.get(values.transport)  # an unknown one is told before anything is started
     _check_addresses(values)
+    _check_access(values)
     sample_costs = instrumentation.measured_costs()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
-    geometry = Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
+    geometry = _geometry(values)
     rings = [RingName(f"run-{os.getpid()}", str(broker)) for broker in range(values.brokers)]
     if values.addresses:  # the brokers run elsewhere, and nobody here sees into their rings
         rings = []
@@ -225,10 +228,7 @@ def _broker_spec(values: RunConfig, ring: RingName, geometry: Geometry) -> dict[
         "spin_us": values.spin_us,
         "scheduling": values.broker_scheduling,
         "sample_every": values.sample_every,
-        "socket_buffer": values.socket_buffer,
-        "token_file": values.token_file,
-        "tls_cert": values.tls_cert,
-        "tls_key": values.tls_key,
+        **_of_tcp(values),
     }
 
 
@@ -244,7 +244,7 @@ def _publisher_specs(
             "messages": share + (number < rest),
             "message_size": values.message_size,
             "batch_size": values.batch_size,
-            "slots": values.slots,
+            "slots": geometry.slots,
             "slot_stride": geometry.slot_stride,
             "in_flight": values.in_flight,
             "ack": values.ack,
@@ -257,13 +257,15 @@ def _publisher_specs(
             "producer": values.producer,
             "messages_per_call": values.messages_per_call,
             "ceiling": values.ceiling,
-            "socket_buffer": values.socket_buffer,
-            "token_file": values.token_file,
-            "tls_ca": values.tls_ca,
+            **_of_tcp(values),
             # Brokers of the run's own have the certificate, and ask nobody for one.
-            "tls_cert": values.tls_cert if values.addresses else None,
-            "tls_key": values.tls_key if values.addresses else None,
+            **({} if values.addresses else {"tls_cert": None, "tls_key": None}),
         }
+
+
+def _of_tcp(values: RunConfig) -> dict[str, Any]:
+    """What sockets are to be like; over shared memory nothing, and no file is looked at."""
+    return {name: None if values.transport == "shm" else getattr(values, name) for name in OF_TCP}
 
 
 def _await_accepted(monitors: list[_core.Monitor], values: RunConfig) -> None:
@@ -284,6 +286,39 @@ def _check_addresses(values: RunConfig) -> None:
                 f"{address} is not an address of the transport {values.transport}",
                 f"--transport {scheme}",
             )
+
+
+def _check_access(values: RunConfig) -> None:
+    """Finds mistakes in tokens and TLS here, once, and not in each process."""
+    if values.transport == "shm":
+        return
+    if values.token_file is not None:
+        read_token(values.token_file)
+    given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(values, name)]
+    # Brokers of the run's own need the certificate; elsewhere, publishers show it when asked.
+    needed = ("tls_ca",) if given == ["tls_ca"] and values.addresses else _TLS
+    if given and (missing := [name for name in needed if name not in given]):
+        raise ConfigurationError(
+            f"{', '.join(given)} without {', '.join(missing)}: "
+            + (
+                "publishers use TLS with tls_ca, and may have a certificate, which needs its key"
+                if values.addresses
+                else "the brokers of this run use TLS with tls_cert and tls_key, its publishers "
+                "with tls_ca"
+            ),
+            "give what is missing, or none of them for no TLS",
+        )
+    if values.tls_cert is not None and values.tls_key is not None:
+        tls.server_context(values.tls_cert, values.tls_key)
+    if values.tls_ca is not None:
+        tls.client_context(values.tls_ca)
+
+
+def _geometry(values: RunConfig) -> Geometry:
+    """The rings; where brokers run elsewhere, the memory that a publisher needs for a ceiling."""
+    if values.addresses:
+        return Geometry.plan(values.in_flight, values.batch_size, values.publishers_per_broker)
+    return Geometry.plan(values.slots, values.effective_slot_size, values.max_publishers)
 
 
 def _check_space(ring_bytes: int, rings: list[RingName], values: RunConfig) -> None:

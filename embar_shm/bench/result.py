@@ -7,6 +7,7 @@ bytes; throughput counts message bytes only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from embar_shm.bench.instrumentation import ACCEPTABLE, Instrumentation
@@ -14,10 +15,10 @@ from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.sockets import warnings as socket_warnings
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.verdict import Verdict, verdict
-from embar_shm.config import LoadedConfig, Parameter
+from embar_shm.config import OF_TCP, LoadedConfig, Parameter
 from embar_shm.errors import IntegrityError
 
-__all__ = ["SCHEMA", "Result", "build"]
+__all__ = ["SCHEMA", "Result", "build", "unused_over_shm"]
 
 SCHEMA = "embar-shm.result/1"
 _SHORT_RUN = 0.1  # seconds; shorter runs mostly measure how processes start
@@ -165,6 +166,7 @@ def _warnings(
             f"messages_per_call ({config.origins['messages_per_call']}) has no effect with "
             "producer=one"
         )
+    found += unused_over_shm(config.parameters())
     if (share := instrumentation["overhead_share"]) > ACCEPTABLE:
         found.append(
             f"taking the stage times used {share:.1%} of the CPU time: raise sample_every "
@@ -176,3 +178,15 @@ def _warnings(
             "a wake-up was lost; please report this"
         )
     return found
+
+
+def unused_over_shm(parameters: Mapping[str, Parameter]) -> list[str]:
+    """Warnings about what was set for sockets, where there are none."""
+    if parameters["transport"]["value"] != "shm":
+        return []
+    found = {name: parameters[name]["origin"] for name in OF_TCP if name in parameters}
+    return [
+        f"{name} ({origin}) has no effect with transport=shm"
+        for name, origin in found.items()
+        if origin != "default"
+    ]

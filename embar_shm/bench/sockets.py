@@ -26,7 +26,10 @@ class Sockets(TypedDict, total=False):
     retransmits: int
 
 
-_SETTINGS: Final = {"sndbuf": "net.core.wmem_max", "rcvbuf": "net.core.rmem_max"}
+_SETTINGS: Final = {
+    "sndbuf": ("send", "net.core.wmem_max"),
+    "rcvbuf": ("receive", "net.core.rmem_max"),
+}
 
 
 def collect(
@@ -67,12 +70,13 @@ def _total(processes: Iterable[dict[str, Any] | None]) -> SocketCounters | None:
 def warnings(sockets: Sockets | None) -> list[str]:
     """Buffers that are smaller than what was asked for, and the setting that limits them."""
     found = []
-    for kind, setting in _SETTINGS.items():
+    for kind, (direction, setting) in _SETTINGS.items():
         requested = dict(sockets or {}).get(f"requested_{kind}", 0)
         granted = dict(sockets or {}).get(f"granted_{kind}", 0)
         if isinstance(requested, int) and isinstance(granted, int) and granted < requested:
             found.append(
-                f"socket buffers: {format_size(requested)} were wanted, the kernel gives "
-                f"{format_size(granted)} at most: sudo sysctl -w {setting}={requested}"
+                f"{direction} buffers of sockets: {format_size(requested)} were wanted, the "
+                f"kernel gives {format_size(granted)} at most: sudo sysctl -w "
+                f"{setting}={requested}"
             )
     return found

@@ -16,6 +16,7 @@ from verdict_cases import SHM, TCP, changed, without
 from embar_shm import transports
 from embar_shm.bench import contrast
 from embar_shm.bench.compare import Comparison, build, compare, configurations
+from embar_shm.bench.result import unused_over_shm
 from embar_shm.bench.spread import spread
 from embar_shm.bench.verdict import verdict
 from embar_shm.bench.watch import Progress
@@ -219,6 +220,17 @@ def test_warnings_are_told_once_and_name_their_transport_when_it_is_one() -> Non
         "tcp": [result_with(TCP, 1e9, {"warnings": ["short"]})] * 3,
     }
     assert build(rounds, started="")["warnings"] == ["short", "shm: odd"]
+
+
+def test_what_is_set_for_tcp_only_is_no_warning_of_the_comparison() -> None:
+    token = {"parameters.token_file": {"value": "secret", "origin": "flag --token-file"}}
+    warnings = unused_over_shm(result_with(SHM, 4e9, token)["parameters"])
+    assert len(warnings) == 1
+    rounds = {
+        "shm": [result_with(SHM, 4e9, token | {"warnings": warnings})] * 3,
+        "tcp": [result_with(TCP, 1e9, token)] * 3,
+    }
+    assert build(rounds, started="")["warnings"] == []
 
 
 # ---- the answer ----------------------------------------------------------------------------------

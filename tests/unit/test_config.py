@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from embar_shm.cli.options import config_options, load_from_flags
 from embar_shm.config import KEYS, LoadedConfig, RunConfig, builtin_names, load
-from embar_shm.config.schema import RULES, AtMost, check_value
+from embar_shm.config.schema import OF_OWN_BROKERS, RULES, AtMost, check_value
 from embar_shm.errors import ConfigurationError
 
 KEY_NAMES = [key.name for key in KEYS]
@@ -240,6 +240,23 @@ def test_another_number_of_brokers_than_addresses_is_a_mistake() -> None:
         "flag --brokers: 3 brokers, and connect (flag --connect) names 2"
     ]
     assert load_with(flags=flags | {"brokers": "2"}).values.brokers == 2
+
+
+def test_what_only_own_brokers_need_is_not_used_when_they_run_elsewhere() -> None:
+    loaded = load_with(
+        flags={"connect": "tcp://a:1", "in_flight": "16", "publishers_per_broker": "65"},
+        environ={"EMBAR_SLOT_SIZE": "1KiB"},
+    )
+    origins = {name: loaded.parameters()[name]["origin"] for name in OF_OWN_BROKERS}
+    unused = "not used: the brokers run elsewhere"
+    assert origins == {
+        "slots": unused,  # so 16 in flight are no mistake with 8 of them, nor 65 publishers
+        "slot_size": f"{unused} (environment EMBAR_SLOT_SIZE)",
+        "max_publishers": unused,
+        "broker_scheduling": unused,
+    }
+    own = load_with(flags={"slots": "16"}).parameters()
+    assert not [one for one in own.values() if one["origin"].startswith("not used")]
 
 
 @pytest.mark.parametrize(

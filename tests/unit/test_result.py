@@ -100,7 +100,12 @@ def test_counters_that_do_not_add_up_are_an_error_and_no_result(
         ({"counters": {"missed_wakeups": 5}}, "5 sleeps ran out although there was work"),
         (
             {"sockets": {"requested_sndbuf": 2**19, "granted_sndbuf": 2**18}},
-            "the kernel gives 256 KiB at most: sudo sysctl -w net.core.wmem_max=524288",
+            "send buffers of sockets: 512 KiB were wanted, the kernel gives 256 KiB at most: "
+            "sudo sysctl -w net.core.wmem_max=524288",
+        ),
+        (
+            {"token_file": "no/such/file"},
+            "token_file (flag --token-file) has no effect with transport=shm",
         ),
         ({"warnings": ["tcp_loopback was not measured"]}, "tcp_loopback was not measured"),
     ],
