@@ -330,7 +330,8 @@ def _why_taken(name: RingName) -> tuple[str, str]:
         )
     return (
         f"the ring {name} exists, left behind by a broker that is gone: {name.path}",
-        "Broker.create(..., replace_dead=True) replaces it when no publisher is left either",
+        "Broker.create(..., replace_dead=True), or embar-shm broker --replace-dead, replaces it "
+        "when no publisher is left either",
     )
 
 

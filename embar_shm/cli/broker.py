@@ -27,14 +27,28 @@ __all__ = ["broker_command"]
     "urls",
     multiple=True,
     metavar="URL",
-    help="Also take publishers over a network: tcp://127.0.0.1:7400; port 0: any free one. "
-    "Repeat it for several.",
+    help="Also take publishers over a network: tcp://127.0.0.1:7400 for this machine only, "
+    "tcp://0.0.0.0:7400 for others, too; port 0: any free one. Repeat it for several.",
 )
-@click.option("--slots", type=int, default=8, show_default=True, help="Batch slots in the ring.")
-@click.option("--slot-size", default="2MiB", show_default=True, help="Bytes that a batch can have.")
+@click.option(
+    "--slots",
+    type=int,
+    metavar="N",
+    default=8,
+    show_default=True,
+    help="Batch slots in the ring.",
+)
+@click.option(
+    "--slot-size",
+    metavar="SIZE",
+    default="2MiB",
+    show_default=True,
+    help="Bytes that a batch can have.",
+)
 @click.option(
     "--max-publishers",
     type=int,
+    metavar="N",
     default=64,
     show_default=True,
     help="Publishers connected at a time.",
@@ -44,10 +58,13 @@ __all__ = ["broker_command"]
     type=click.Choice(["adaptive", "spin", "block"]),
     default="adaptive",
     show_default=True,
-    help="How it waits for batches.",
+    help="How it waits for batches: spin, block in the kernel, or spin first and then block.",
 )
 @click.option(
-    "--socket-buffer", metavar="SIZE", help="Bytes the kernel should hold, per direction."
+    "--socket-buffer",
+    metavar="SIZE",
+    help="Bytes that the kernel should hold for a connection, in each direction. "
+    "[default: what suits the address]",
 )
 @click.option("--token-file", metavar="PATH", help="The secret that publishers must know.")
 @click.option("--tls-cert", metavar="PATH", help="PEM certificate of this broker: turns TLS on.")
@@ -104,12 +121,12 @@ def broker_command(
             for url in urls
         ]
         addresses = [broker.address, *(listener.address for listener in listeners)]
-        if as_json:
-            click.echo(json.dumps({"addresses": addresses}))
-        else:
-            render_broker.ready(addresses)
-        sys.stdout.flush()
-        try:
+        try:  # from the moment on at which somebody may know that we are here
+            if as_json:
+                click.echo(json.dumps({"addresses": addresses}))
+            else:
+                render_broker.ready(addresses)
+            sys.stdout.flush()
             broker.serve()
         finally:
             broker.close()

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from embar_shm.address import existing_rings
 
-__all__ = ["COMMAND", "SMALL", "Outcome", "embar_shm", "leftovers_of", "started"]
+__all__ = [
+    "COMMAND",
+    "SMALL",
+    "Outcome",
+    "RunningBroker",
+    "embar_shm",
+    "leftovers_of",
+    "running_broker",
+    "started",
+]
 
 COMMAND = [sys.executable, "-c", "from embar_shm.cli.main import main; main()"]
 # A run that takes a fraction of a second: 2 brokers, 4 publishers, 4000 messages.
@@ -72,6 +85,46 @@ def embar_shm(
     with started(*arguments, environ=environ, command=command, cwd=cwd) as process:
         stdout, stderr = process.communicate(timeout=_TIMEOUT)
     return Outcome(process.pid, process.returncode, stdout, stderr)
+
+
+@dataclass(frozen=True)
+class RunningBroker:
+    """``embar-shm broker --json``, ready for publishers."""
+
+    process: subprocess.Popen[str]
+    addresses: list[str]
+
+    @property
+    def address(self) -> str:
+        """The last one: what --listen was given, if it was."""
+        return self.addresses[-1]
+
+    def stop(self) -> dict[str, Any]:
+        """Ends it as an operator does; its report."""
+        self.process.send_signal(signal.SIGTERM)
+        stdout, stderr = self.process.communicate(timeout=_TIMEOUT)
+        assert self.process.returncode == 0, stderr
+        report: dict[str, Any] = json.loads(stdout)
+        return report
+
+
+@contextmanager
+def running_broker(
+    name: str, *arguments: str, command: Sequence[str] = COMMAND
+) -> Iterator[RunningBroker]:
+    """A broker in a process of its own; ended with the block, if it was not before."""
+    with started("broker", name, *arguments, "--json", command=command) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line, f"the broker did not start: {process.stderr.read()}"
+        broker = RunningBroker(process, json.loads(line)["addresses"])
+        try:
+            yield broker
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=_TIMEOUT)
 
 
 def leftovers_of(pid: int) -> list[str]:
