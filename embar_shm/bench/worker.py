@@ -5,7 +5,7 @@ first line a worker gets says what it is; `fleet` is the other end. End of file,
 coordinator's death, ends the worker.
 
     broker:     -> listening;  mark -> (nothing);  usage -> usage;  stop -> done
-    publisher:  connect -> ready;  copy -> copied;  publish -> published
+    publisher:  connect -> ready;  copy -> copied;  publish -> published;  close -> closed
     both:       loopback-..., see `yardsticks`
     both:       -> error, when an `EmbarError` ends the worker
 """
@@ -143,6 +143,9 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
                         sockets=_fields(publisher.sockets()),
                         stats=_fields(publisher.stats()),
                     )
+                case "close":
+                    publisher.close()
+                    _say("closed")
                 case _:
                     loopback.obey(command)
 

@@ -194,9 +194,10 @@ def _summary(found: Result) -> Table:
     table.add_column("")
     table.add_column("")
     table.show_header = False
+    elsewhere = " elsewhere" if p.get("connect") else ""
     table.add_row(
         "transport",
-        f"{p['transport']}, {_count(p['brokers'], 'broker')}, "
+        f"{p['transport']}, {_count(p['brokers'], 'broker')}{elsewhere}, "
         f"{_count(p['publishers'], 'publisher')}",
     )
     table.add_row(

@@ -24,7 +24,7 @@ from embar_shm.testing import Cut, Proxy, wait_until
 from embar_shm.transports.base import ListenOptions
 from embar_shm.transports.tcp_listener import Limits, TcpListener
 
-TOKEN = "a secret for the handshake with a challenge"  # noqa: S105 - of a test
+TOKEN = "a secret for the handshake with a challenge"
 PATIENT = {"linger_ms": 0, "connect_timeout": 30}
 
 
