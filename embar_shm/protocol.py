@@ -246,7 +246,7 @@ class Connection:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.START
-        self._changing = threading.Lock()  # a GOODBYE and an ACK may cross: neither may be lost
+        self._moving = threading.Lock()  # from the look at the state to the next one
 
     @property
     def peer(self) -> Role:
@@ -254,8 +254,13 @@ class Connection:
         return Role.BROKER if self.role is Role.PUBLISHER else Role.PUBLISHER
 
     def send(self, kind: Kind, body: bytes = b"") -> bytes:
-        """The bytes to send. A frame that may not be sent now is a bug of ours: RuntimeError."""
-        with self._changing:
+        """The bytes of a control frame to send, of which this takes note.
+
+        A frame that may not be sent now is a bug of ours: RuntimeError.
+        """
+        if kind is Kind.DATA:
+            raise RuntimeError("a batch goes as it lies in its slot, not as a control frame")
+        with self._moving:
             after = TRANSITIONS.get((self.state, self.role, kind))
             if after is None:
                 raise RuntimeError(
@@ -263,10 +268,9 @@ class Connection:
                     f"{self.state.value}"
                 )
             self.state = after
-        frame = encode(kind, body)
         if kind is Kind.GOODBYE and self.role is Role.PUBLISHER:
-            return frame.ljust(_core.BATCH_HEADER_BYTES, b"\0")
-        return frame
+            return _GOODBYE_AMONG_BATCHES
+        return encode(kind, body)
 
     def head(self, head: bytes) -> tuple[Kind, int]:
         """Kind and body size of the control frame that begins with these `HEAD_BYTES`.
@@ -288,6 +292,8 @@ class Connection:
             kind = Kind(number)
         except ValueError:
             raise ProtocolError(f"a frame of kind {number} came, which does not exist") from None
+        if kind is Kind.DATA:
+            raise ProtocolError("DATA came in a control frame: it has a batch header")
         if length > MAX_CONTROL_BODY or length != _BODY_BYTES.get(kind, length):
             raise ProtocolError(f"a {kind.name} frame cannot have a body of {length} bytes")
         self._check(kind)
@@ -295,7 +301,7 @@ class Connection:
 
     def received(self, kind: Kind, body: bytes = b"") -> Frame:
         """Takes note of a control frame whose head was checked, or of a GOODBYE among batches."""
-        with self._changing:
+        with self._moving:
             self.state = self._check(kind)
         return Frame(kind, body)
 
@@ -323,9 +329,12 @@ class Connection:
         return after
 
 
+_GOODBYE_AMONG_BATCHES: Final = encode(Kind.GOODBYE).ljust(_core.BATCH_HEADER_BYTES, b"\0")
+
+
 def is_goodbye(header: bytes) -> bool:
-    """Do these bytes, in the place of a batch header, begin with the head of a GOODBYE?"""
-    return header[:HEAD_BYTES] == encode(Kind.GOODBYE)
+    """Are these bytes, in the place of a batch header, a GOODBYE?"""
+    return header == _GOODBYE_AMONG_BATCHES
 
 
 def check_hello(hello: Hello, slot_bytes: int) -> None:
@@ -394,11 +403,20 @@ _SAME_VERSION: Final = "run the same version of embar-shm on both sides"
 
 
 def error_body(error: EmbarError) -> bytes:
-    """The body of an ERROR frame: kind, message and hint, a line each."""
+    """The body of an ERROR frame: kind, message and hint, a line each; the end of long ones is cut.
+
+    The message may take two thirds, so that the hint, what to do next, comes through.
+    """
     name = type(error).__name__
     kind = name if name in _TELLABLE else ProtocolError.__name__
-    lines = (kind, *(text.replace("\n", " ") for text in (error.message, error.hint)))
-    return "\n".join(lines).encode()[:MAX_CONTROL_BODY]
+    message = _cut(error.message, MAX_CONTROL_BODY * 2 // 3)
+    return "\n".join((kind, message, _cut(error.hint, MAX_CONTROL_BODY // 4))).encode()
+
+
+def _cut(text: str, limit: int) -> str:
+    """One line of at most `limit` bytes of UTF-8."""
+    data = text.replace("\n", " ").encode("utf-8", "replace")  # a file's name can be no text
+    return data.decode() if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
 
 
 def error_from(peer: str, body: bytes) -> EmbarError:
@@ -407,10 +425,11 @@ def error_from(peer: str, body: bytes) -> EmbarError:
     text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # for a terminal
     kind, _, rest = text.partition("\n")
     message, _, hint = rest.partition("\n")
+    message = message or "nothing that could be understood"
     return _TELLABLE.get(kind, ProtocolError)(f"{peer} says: {message}", hint)
 
 
 def _tls_or_port(head: bytes) -> str:
-    if head[:1] == b"\x16" and head[1:2] == b"\x03":  # a TLS handshake record (RFC 8446, 5.1)
+    if head[:2] in (b"\x16\x03", b"\x15\x03"):  # a TLS handshake or alert (RFC 8446, 5.1)
         return "it wants TLS, and this side does not use it"
     return "is this the port of an embar-shm broker?"
