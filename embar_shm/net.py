@@ -107,10 +107,16 @@ def open_socket(
     try:
         found = socket.getaddrinfo(*endpoint, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == socket.EAI_AGAIN:  # the name server did not answer
+            raise ConnectionLost(f"{peer}: {error}", "is the network up?") from error
         raise ConfigurationError(f"{peer}: {error}", "is the name of the host right?") from error
     failure: OSError | None = None
     for family, kind, number, _, address in found:
-        sock = socket.socket(family, kind, number)
+        try:
+            sock = socket.socket(family, kind, number)
+        except OSError as error:  # out of descriptors, or no IPv6 here
+            failure = error
+            continue
         try:
             # Before connect: the window scale is agreed on there.
             wanted = socket_buffers.default_for(str(address[0])) if buffer is None else buffer
@@ -142,7 +148,8 @@ class Stream:
         self.counters = SocketCounters()
         self._socket = sock
         self._writing = threading.Lock()
-        self._patience: float | None = None  # time.monotonic() at which reading must be over
+        self._deadline: float | None = None  # time.monotonic() at which all reading must be over
+        self._until: float | None = None  # the same for the present read
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -151,26 +158,30 @@ class Stream:
 
     def set_timeouts(self, receive: float | None, send: float | None) -> None:
         """Seconds that a read or write may stand still; None: forever."""
-        for option, seconds in ((socket.SO_RCVTIMEO, receive), (socket.SO_SNDTIMEO, send)):
-            micros = 0 if seconds is None else max(1, round(seconds * 1e6))
-            value = struct.pack("@ll", *divmod(micros, 1_000_000))
-            self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+        self._set_timeout(socket.SO_RCVTIMEO, receive)
+        self._set_timeout(socket.SO_SNDTIMEO, send)
 
     def set_deadline(self, seconds: float | None) -> None:
         """All reads from now on together may take so many seconds; None: no limit."""
-        self._patience = None if seconds is None else time.monotonic() + seconds
+        self._deadline = None if seconds is None else time.monotonic() + seconds
         self.set_timeouts(seconds, seconds)
 
-    def read_into(self, view: memoryview, *, idle: bool = False) -> bool:
+    def read_into(
+        self, view: memoryview, *, idle: bool = False, within: float | None = None
+    ) -> bool:
         """Fills the view. With `idle` it waits for the first byte without a limit, and returns
         False when the other side closed the connection before it.
 
+        `within`: seconds for all of it, for those who send a byte now and then; looked at whenever
+        something comes, and when a timeout of `set_timeouts` is over.
         Raises `ConnectionLost` when the connection ends, `WaitTimeout` when it stands still.
         """
         got, size = 0, len(view)
+        self._until = self._deadline if within is None else time.monotonic() + within
         while got < size:
             self.counters.recv_calls += 1
             try:
+                self._hurry()
                 n = self._receive(view[got:])
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):
@@ -188,8 +199,6 @@ class Stream:
                     f"{self.peer} closed the connection after {got} of {size} bytes"
                 )
             got += n
-            if got < size and self._patience is not None and time.monotonic() > self._patience:
-                raise self._stalled(got, size)
         return True
 
     def read(self, size: int) -> bytes:
@@ -274,8 +283,12 @@ class Stream:
                 pass
 
     def close(self) -> None:
-        """Gives the socket back. Not while another thread uses it: `shutdown` first."""
+        """Gives the socket back. Not while another thread uses it: `shutdown` first.
+
+        The connection ends here even if a process that was forked meanwhile has the socket, too.
+        """
         self.count()
+        self.shutdown()
         self._socket.close()
 
     def abandon(self) -> None:
@@ -289,6 +302,21 @@ class Stream:
 
     def _send(self, parts: list[memoryview]) -> int:
         return self._socket.sendmsg(parts)
+
+    def _set_timeout(self, option: int, seconds: float | None) -> None:
+        micros = 0 if seconds is None else max(1, round(seconds * 1e6))
+        value = struct.pack("@ll", *divmod(micros, 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def _hurry(self) -> None:
+        """Before each wait for bytes: not beyond the time by which they have to be here."""
+        if self._until is None:
+            return
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "no time is left")
+        if self._deadline is not None:
+            self._set_timeout(socket.SO_RCVTIMEO, left)
 
     def _queue(self, request: int) -> int:
         answer = fcntl.ioctl(self._socket.fileno(), request, b"\0" * 4)

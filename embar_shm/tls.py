@@ -7,15 +7,23 @@ waiting for the network.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import threading
 from pathlib import Path
 
-from embar_shm.errors import AccessDenied, ConfigurationError, ConnectionLost, EmbarError
+from embar_shm.errors import (
+    AccessDenied,
+    ConfigurationError,
+    ConnectionLost,
+    EmbarError,
+    ProtocolError,
+    WaitTimeout,
+)
 from embar_shm.net import Stream
 
-__all__ = ["TlsStream", "client_context", "server_context"]
+__all__ = ["TlsStream", "check_context", "client_context", "server_context"]
 
 _CIPHERTEXT = 64 * 1024  # bytes taken from the socket at a time
 _PLAINTEXT = 256 * 1024  # bytes encrypted at a time
@@ -51,6 +59,32 @@ def client_context(
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load(context, certificate, key, ca)
     return context
+
+
+def check_context(context: ssl.SSLContext, server_name: str | None) -> None:
+    """Raises `ConfigurationError` for a context of the wrong side.
+
+    `server_name`: whom a publisher connects to; None: this is the broker.
+    """
+    try:
+        _wrap(context, ssl.MemoryBIO(), ssl.MemoryBIO(), server_name)
+    except (ssl.SSLError, ValueError) as error:
+        made = "server_context" if server_name is None else "client_context"
+        raise ConfigurationError(
+            f"this TLS context cannot be used here: {error}",
+            f"make it with embar_shm.tls.{made}()",
+        ) from error
+
+
+def _wrap(
+    context: ssl.SSLContext,
+    incoming: ssl.MemoryBIO,
+    outgoing: ssl.MemoryBIO,
+    server_name: str | None,
+) -> ssl.SSLObject:
+    return context.wrap_bio(
+        incoming, outgoing, server_side=server_name is None, server_hostname=server_name
+    )
 
 
 def _load(
@@ -94,12 +128,7 @@ class TlsStream(Stream):
         super().__init__(sock, peer)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._incoming,
-            self._outgoing,
-            server_side=server_name is None,
-            server_hostname=server_name,
-        )
+        self._tls = _wrap(context, self._incoming, self._outgoing, server_name)
         self._using = threading.Lock()  # around all three
         self._established = False
 
@@ -108,31 +137,45 @@ class TlsStream(Stream):
         return None
 
     def handshake(self) -> None:
-        """Raises `AccessDenied` for a certificate that does not satisfy, `ConnectionLost`."""
-        while True:
-            try:
-                with self._using:
-                    self._tls.do_handshake()
-                self._flush()
-                self._established = True
-                return
-            except ssl.SSLWantReadError:
-                self._flush()
-            except ssl.SSLError as error:
-                self._flush_alert()
-                raise self._denied(error) from error
-            except OSError as error:
+        """Raises `AccessDenied` for a certificate that does not satisfy, `ProtocolError` when the
+        other side does not speak TLS, `ConnectionLost`, and `WaitTimeout` at the deadline.
+        """
+        self._until = self._deadline
+        try:
+            while not self._shake_hands():
+                self._wait_for_more()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):
                 raise ConnectionLost(
-                    f"the connection with {self.peer} was lost: {error}"
+                    f"the connection with {self.peer} was lost in the TLS handshake: {error}"
                 ) from error
-            try:
-                data = self._socket.recv(_CIPHERTEXT)
-            except OSError as error:
-                raise ConnectionLost(f"no TLS handshake with {self.peer}: {error}") from error
-            if not data:
-                raise ConnectionLost(f"{self.peer} closed the connection in the TLS handshake")
+            raise WaitTimeout(
+                f"{self.peer} stands still in the TLS handshake",
+                "does it use TLS, and is it alive?",
+            ) from error
+
+    def _shake_hands(self) -> bool:
+        """Goes on with what has come; True when nothing more is needed."""
+        try:
             with self._using:
-                self._incoming.write(data)
+                self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return False
+        except ssl.SSLError as error:
+            self._flush_alert()
+            raise self._denied(error) from error
+        self._flush()
+        self._established = True
+        return True
+
+    def _wait_for_more(self) -> None:
+        self._hurry()
+        data = self._socket.recv(_CIPHERTEXT)
+        if not data:
+            raise ConnectionLost(f"{self.peer} closed the connection in the TLS handshake")
+        with self._using:
+            self._incoming.write(data)
 
     def _receive(self, view: memoryview) -> int:
         while True:
@@ -145,6 +188,7 @@ class TlsStream(Stream):
                 return 0
             except ssl.SSLError as error:
                 raise self._denied(error) from error
+            self._hurry()
             data = self._socket.recv(_CIPHERTEXT)
             if not data:
                 return 0  # the protocol has its own goodbye: a cut is noticed there
@@ -176,19 +220,21 @@ class TlsStream(Stream):
             return
 
     def _denied(self, error: ssl.SSLError) -> EmbarError:
+        reason = (error.reason or str(error)).lower().replace("_", " ")
         if isinstance(error, ssl.SSLCertVerificationError):
             return AccessDenied(
-                f"the certificate of {self.peer} is not trusted: {error.verify_message}",
+                f"the certificate of {self.peer} is not trusted: {error.verify_message or reason}",
                 "use the CA that signed it, a certificate that has not expired, and the host name "
                 "or address that it was made for",
             )
-        reason = (error.reason or str(error)).lower().replace("_", " ")
         if "alert" in reason or "certificate" in reason:
             return AccessDenied(
                 f"{self.peer} refused the TLS connection: {reason}",
-                "does it ask for a client certificate, signed by its CA?",
+                "publishers need the CA of the broker's certificate, and the broker may ask for "
+                "a certificate of theirs",
             )
-        return ConnectionLost(
-            f"no TLS connection with {self.peer}: {reason}",
-            "both sides must use TLS, or neither",
-        )
+        if not self._established:
+            return ProtocolError(
+                f"{self.peer} does not speak TLS: {reason}", "both sides must use TLS, or neither"
+            )
+        return ConnectionLost(f"the TLS connection with {self.peer} is damaged: {reason}")
