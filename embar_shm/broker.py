@@ -16,7 +16,7 @@ from embar_shm.address import RingName, split_address
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
 from embar_shm.layout import Geometry
-from embar_shm.options import WAIT_MODES, WaitMode, choose, number, size, whole
+from embar_shm.options import WAIT_MODES, WaitMode, choose, number, secret, size, whole
 from embar_shm.segment import Segment
 from embar_shm.transports.base import Listener, ListenOptions
 
@@ -164,7 +164,7 @@ class Broker:
         self._open_core()
         scheme, rest = split_address(address)
         options = ListenOptions(
-            token=token,
+            token=secret("token", token),
             tls=tls,
             insecure=insecure,
             socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),

@@ -17,6 +17,7 @@ __all__ = [
     "choose",
     "nbytes",
     "number",
+    "secret",
     "size",
     "whole",
 ]
@@ -63,6 +64,14 @@ def nbytes(parameter: str, value: object) -> int:
     if found < 0:
         raise MisuseError(f"{parameter}={value!r} is not a number of bytes")
     return found
+
+
+def secret(parameter: str, value: object) -> str | None:
+    """A text that others cannot guess, or None. Raises `ConfigurationError`, without the value."""
+    if value is None or (isinstance(value, str) and value.strip() and value.isprintable()):
+        return value
+    what = "empty" if value in ("", b"") else "no text of printable characters"
+    raise ConfigurationError(f"the {parameter} is {what}", "None means that there is none")
 
 
 def size(parameter: str, value: int | str) -> int:

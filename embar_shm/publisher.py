@@ -24,6 +24,7 @@ from embar_shm.options import (
     WaitMode,
     choose,
     number,
+    secret,
     size,
     whole,
 )
@@ -131,7 +132,7 @@ class Publisher:
             copy=copy,
             sample_every=whole("sample_every", sample_every, 0, 2**31 - 1),
             publisher_id=whole("publisher_id", publisher_id, 0, 2**64 - 1),
-            token=token,
+            token=secret("token", token),
             tls=tls,
             socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),
         )
@@ -207,12 +208,8 @@ class Publisher:
         """
         try:
             self._link.close()
-        except BufferError:
-            raise  # it goes on
-        except BaseException:
-            self._closed = True
-            raise
-        self._closed = True
+        finally:
+            self._closed = self._link.is_closed
 
     def hurry(self) -> None:
         """Part of `lifecycle`: the program was interrupted, `close` shall not wait long."""

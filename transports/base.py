@@ -129,6 +129,11 @@ class PublisherLink(abc.ABC):
     def close(self) -> None:
         """Commits the open batch and disconnects. Idempotent."""
 
+    @property
+    @abc.abstractmethod
+    def is_closed(self) -> bool:
+        """Has `close` given everything back, whatever it raised?"""
+
     @abc.abstractmethod
     def after_fork_in_child(self) -> None:
         """Makes this copy of a forked child raise `ClosedError`, touching nothing shared."""

@@ -143,6 +143,10 @@ class RingLink(PublisherLink):
         recorded = self._monitor.publisher_stages(self._core.index)
         return {name: recorded[name] for name in PUBLISHER_STAGES}
 
+    @property
+    def is_closed(self) -> bool:
+        return self._core.state in ("closed", "forked")
+
     def _flush_before_close(self) -> None:
         """Commits the open batch, without an open reservation.
 

@@ -89,7 +89,7 @@ class ShmLink(RingLink):
         self._segment = segment
 
     def close(self) -> None:
-        if self._core.state in ("closed", "forked"):
+        if self.is_closed:
             return
         try:
             self._flush_before_close()
