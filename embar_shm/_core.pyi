@@ -296,10 +296,10 @@ class ReceiverCore:
         """
 
     def receive(
-        self, fd: int, limit: int, seq: int
+        self, fd: int, limit: int, seq: int, stall: float, least_rate: float
     ) -> tuple[int, str, bytes | None, int, int, int, str]:
         """
-        Receives batches after `seq` from a plain socket until it cannot go on: the last seq; why: 'ended', 'interrupted', 'header' (these 128 bytes are not the next batch's), 'closed', 'stalled' or 'failed' (after so many of so many bytes, errno), 'ring' (status, for ring_error()).
+        Receives batches after `seq` from a plain socket until it cannot go on: the last seq; why: 'ended', 'interrupted', 'header' (these 128 bytes are not the next batch's), 'closed', 'stalled' or 'failed' (after so many of so many bytes, errno), 'ring' (status, for ring_error()). A body has to come within `stall` seconds and its bytes / `least_rate`; the socket's own timeout ends what stands still.
         """
 
     def send_acks(self, fd: int, head: bytes, acked: int) -> tuple[int, str, int, str]:
@@ -346,7 +346,7 @@ class RelayCore:
 
     def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]:
         """
-        Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': another frame; 'closed', 'failed', 'lie'), that frame's first bytes, how many, errno, and what was acknowledged though it was never committed.
+        Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': another frame; 'closed', 'failed', 'lie'), that frame's first bytes, how many, errno, and what was acknowledged though it was never sent.
         """
 
     def record_send(self, ns: int) -> None:

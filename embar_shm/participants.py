@@ -21,8 +21,8 @@ _REAP_TIME = 2.0  # seconds a broker may take to free the row of a publisher tha
 def take_row(segment: Segment, patience: float = _REAP_TIME) -> int:
     """Locks a free row of the table for this segment's open file description; its index.
 
-    Waits up to `patience` seconds for one. Raises `NotEnoughSpace` when all rows are taken,
-    `BrokerGone` when nobody could free one.
+    Waits `patience` seconds for the broker to free one. Raises `NotEnoughSpace` when all rows are
+    taken, `BrokerGone` when nobody could free one.
     """
     lock_fd = segment.lock_fd
     monitor = segment.monitor()

@@ -10,7 +10,7 @@ import mmap
 import time
 
 from embar_shm import _core
-from embar_shm.errors import EmbarError
+from embar_shm.errors import EmbarError, NotEnoughSpace
 from embar_shm.layout import Geometry, boot_id
 from embar_shm.segment import prefault_memory
 
@@ -31,10 +31,17 @@ class PrivateRing:
         """time.monotonic() at which the connection was lost; None while there is one."""
         self.geometry = Geometry.plan(slots, slot_bytes, 1)
         # Private: a forked child gets a copy it cannot disturb its parent with.
-        self.memory = mmap.mmap(
-            -1, self.geometry.total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        prefault_memory(self.memory)
+        try:
+            self.memory = mmap.mmap(
+                -1, self.geometry.total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
+            prefault_memory(self.memory)
+        except OSError as error:
+            raise NotEnoughSpace(
+                f"{slots} batches of {slot_bytes} bytes for {name} need {self.geometry.total_bytes}"
+                f" bytes of memory, which this process cannot get: {error}",
+                "connect with a smaller batch_size or in_flight",
+            ) from error
         _core.format_segment(
             self.memory, slots, slot_bytes, 1, name[:128], boot_id(), time.time_ns()
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from embar_shm.net import SocketCounters, Stream, format_endpoint, open_socket, 
 from embar_shm.options import WAIT_MODES
 from embar_shm.private_ring import PrivateRing
 from embar_shm.protocol import Connection, Hello, Kind, Role, Welcome
-from embar_shm.tls import TlsStream
+from embar_shm.tls import TlsStream, check_context
 from embar_shm.transports.base import (
     Listener,
     ListenOptions,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["TcpLink", "TcpTransport", "read_control"]
 
 _HANDSHAKE_TIMEOUT = 10.0  # seconds
+_SHORTEST_HANDSHAKE = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two attempts to connect, doubling
 _LAST_WORDS = 1.0  # seconds a broken connection gets to tell why
 _IN_FLIGHT = 2
@@ -80,35 +82,36 @@ class TcpTransport(Transport):
 
 
 class _Session:
-    """An open connection to the broker, handshake done, until it ends.
-
-    `opening` gets the stream while the handshake lasts, so that another thread can end it.
-    """
+    """An open connection to the broker, handshake done, until it ends."""
 
     def __init__(
         self,
         endpoint: tuple[str, int],
         hello: Hello,
         options: PublisherOptions,
+        patience: float,
         opening: list[Stream],
     ) -> None:
-        sock, buffers = open_socket(endpoint, _HANDSHAKE_TIMEOUT, options.socket_buffer)
+        """`patience`: seconds for the connection, and again for the handshake.
+
+        `opening` gets the stream while the handshake lasts, so that another thread can end it.
+        """
+        sock, buffers = open_socket(endpoint, patience, options.socket_buffer)
         try:
-            self.stream, self.protocol = self._stream(sock, endpoint, options), Connection(
-                Role.PUBLISHER
-            )  # fmt: skip
+            self.protocol = Connection(Role.PUBLISHER)
+            self.stream = self._stream(sock, endpoint, options)
             opening.append(self.stream)
             self.stream.counters.note_buffers(buffers)
-            self.stream.set_deadline(_HANDSHAKE_TIMEOUT)
+            self.stream.set_deadline(patience)
             if isinstance(self.stream, TlsStream):
                 self.stream.handshake()
             self.welcome = self._greet(hello, options.token)
             self.stream.set_deadline(None)
         except BaseException:
-            opening.clear()
             sock.close()
             raise
-        opening.clear()
+        finally:
+            opening.clear()
         self.error: EmbarError | None = None
         """Why it ended; None when it has not, or after a goodbye."""
         self._ended = threading.Event()
@@ -122,9 +125,9 @@ class _Session:
         return self._ended.wait(timeout)
 
     def end(self, error: EmbarError | None) -> None:
-        """The first reason counts: what follows is its consequence."""
+        """Any thread. What is told first counts: the rest follows from it."""
         with self._ending:
-            if not self.has_ended:
+            if not self._ended.is_set():
                 self.error = error
                 self._ended.set()
 
@@ -133,9 +136,12 @@ class _Session:
         sock: socket.socket, endpoint: tuple[str, int], options: PublisherOptions
     ) -> Stream:
         peer = format_endpoint(*endpoint)
-        if options.tls is None:
-            return Stream(sock, peer)
-        return TlsStream(sock, peer, options.tls, endpoint[0])
+        try:
+            if options.tls is None:
+                return Stream(sock, peer)
+            return TlsStream(sock, peer, options.tls, endpoint[0])
+        except OSError as error:
+            raise ConnectionLost(f"the connection with {peer} was lost: {error}") from error
 
     def _greet(self, hello: Hello, token: str | None) -> Welcome:
         greeting = hello.pack()
@@ -149,10 +155,14 @@ class _Session:
                 )
             proof = protocol.prove(token, frame.body, greeting)
             self.stream.write(self.protocol.send(Kind.PROOF, proof))
-            frame = read_control(self.stream, self.protocol)
-        if frame.kind is not Kind.WELCOME:
-            raise ProtocolError(f"{self.stream.peer} asks for a proof twice")
-        return Welcome.unpack(frame.body)
+            frame = read_control(self.stream, self.protocol)  # a second challenge is not allowed
+        welcome = Welcome.unpack(frame.body)
+        if welcome.slot_bytes < hello.max_batch:
+            raise ProtocolError(
+                f"{self.stream.peer} has slots of {welcome.slot_bytes} bytes, and was told of "
+                f"batches of {hello.max_batch}"
+            )
+        return welcome
 
 
 def read_control(
@@ -195,23 +205,24 @@ class TcpLink(RingLink):
             ack=options.ack,
             in_flight=in_flight,
         )
+        if options.tls is not None:
+            check_context(options.tls, endpoint[0])
         self._closing = threading.Event()  # deliver everything, and then say goodbye
+        self._hanging_up = threading.Event()  # deliver nothing more
+        # is_alive() cannot tell: an interrupted join() believes that the thread has ended.
+        self._sender_ended = threading.Event()
         self._patience = options.timeout  # of close(), in seconds
-        self._sender_ended = (
-            threading.Event()
-        )  # an interrupted join() believes it has (Python 3.11)
-        self._abandoned = threading.Event()  # deliver nothing more
         self._opening: list[Stream] = []  # of a session that is being opened
         self._stuck_since: float | None = None  # time.monotonic(); sessions since got nothing done
         self._pause = _FIRST_PAUSE
         self._sent = 0  # batches given to the kernel, on this connection or one before
         self._confirmed = 0  # batches that the broker said it has
         self._past = SocketCounters()  # of connections that have ended
-        self._session = self._connect(time.monotonic() + options.connect_timeout)
+        self._session = self._connect(options.connect_timeout)
         try:
             self._begin(options, in_flight)
         except BaseException:
-            self._session.stream.close()
+            self._take_leave()
             raise
 
     def _begin(self, options: PublisherOptions, in_flight: int) -> None:
@@ -242,55 +253,72 @@ class TcpLink(RingLink):
 
     # --- connecting ---------------------------------------------------------------------------
 
-    def _connect(self, give_up: float | None) -> _Session:
-        """Tries what may pass again until `give_up`; what the broker refuses is final.
+    def _connect(self, patience: float | None, attempt: float | None = None) -> _Session:
+        """Tries again for `patience` seconds what may pass; what the broker refuses is final.
 
-        A publisher that is closed, and has nothing to deliver any more, tries once more only.
+        `attempt`: seconds for the connection of one try, and again for its handshake. A publisher
+        that is closed, and has nothing to deliver any more, tries once more only.
         """
+        attempt = _HANDSHAKE_TIMEOUT if attempt is None else attempt
+        give_up = None if patience is None else time.monotonic() + patience
         while True:
             try:
-                return _Session(self._endpoint, self._hello, self._options, self._opening)
+                return _Session(self._endpoint, self._hello, self._options, attempt, self._opening)
             except _PASSING:
-                if give_up is not None and time.monotonic() + self._pause >= give_up:
+                left = self._pause if give_up is None else give_up - time.monotonic()
+                done = self._closing.is_set() and self._has_delivered()
+                if left <= 0 or done or self._hanging_up.is_set():
                     raise
-                if self._abandoned.is_set() or (self._closing.is_set() and self._has_delivered()):
-                    raise
-            self._wait_a_moment()
+            self._wait_a_moment(left)
 
-    def _wait_a_moment(self) -> None:
+    def _wait_a_moment(self, left: float = _LONGEST_PAUSE) -> None:
         """Between two attempts, longer each time; close() ends the first such wait."""
-        (self._abandoned if self._closing.is_set() else self._closing).wait(self._pause)
+        until = self._hanging_up if self._closing.is_set() else self._closing
+        until.wait(min(self._pause, left))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _has_delivered(self) -> bool:
-        """Is everything that was committed known to be with the broker?"""
+        """Is everything that was committed known to be in the log?"""
         return self._options.ack != 0 and self._relay.acknowledged == self._core.committed_seq
 
     def _reconnect(self, why: EmbarError) -> _Session:
         """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
-        timeout = self._options.timeout
+        now, timeout = time.monotonic(), self._options.timeout
         if self._stuck_since is None:
-            self._stuck_since, self._pause = time.monotonic(), _FIRST_PAUSE
+            self._stuck_since, self._pause = now, _FIRST_PAUSE
+        elif timeout is not None and now - self._stuck_since >= timeout:
+            raise self._gone(why, why)
         else:  # the last session achieved nothing
             self._wait_a_moment()
-        give_up = None if timeout is None else self._stuck_since + timeout
+        if self._hanging_up.is_set():
+            raise self._gone(why, why)
         self._hello = replace(self._hello, sent_seq=self._sent)
         try:
-            if self._abandoned.is_set() or (give_up is not None and time.monotonic() >= give_up):
-                raise why
-            return self._connect(give_up)
+            if timeout is None:
+                return self._connect(None)
+            # Not much longer than the user waits; nor so short that no handshake can succeed.
+            attempt = min(_HANDSHAKE_TIMEOUT, max(_SHORTEST_HANDSHAKE, timeout))
+            return self._connect(self._stuck_since + timeout - now, attempt)
         except _PASSING as error:
-            then = "" if error is why else f" and there is no other: {error.message}"
-            raise BrokerGone(
-                f"the connection to {self._private.name} was lost ({why.message}){then}"
-                f"{self._doubt()}",
-                "connect again when the broker is back, and publish what was not acknowledged",
-            ) from error
+            raise self._gone(why, error) from error
+
+    def _gone(self, why: EmbarError, why_no_other: EmbarError) -> BrokerGone:
+        return BrokerGone(
+            f"the connection to {self._private.name} was lost ({why.message}) and there is no "
+            f"other that lasts: {why_no_other.message}{self._doubt()}",
+            "connect again when the broker is back, and publish what was not acknowledged",
+        )
 
     def _doubt(self) -> str:
         """With ack=0: how many batches the broker may not have, for an error message."""
         count = 0 if self._options.ack else self._core.committed_seq - self._confirmed
         return f"; {count} batches are in doubt: nothing tells with ack=0" if count else ""
+
+    def _take_leave(self) -> None:
+        """Ends a session that was never used, so that the broker does not keep a place for it."""
+        with suppress(EmbarError):
+            self._session.stream.write(self._session.protocol.send(Kind.GOODBYE))
+        self._session.stream.close()
 
     # --- the sender thread ----------------------------------------------------------------------
 
@@ -298,31 +326,33 @@ class TcpLink(RingLink):
         """One session after the other, until the goodbye or an end that is final."""
         try:
             while (error := self._serve(self._session)) is not None:
-                if not isinstance(error, _PASSING):
+                if not isinstance(error, _PASSING) or self._hanging_up.is_set():
                     raise error
                 self._private.lost_at = time.monotonic()
                 self._session = self._reconnect(error)
                 self._private.lost_at = None
         except EmbarError as error:
-            self._fail(error)
-        except BaseException:  # a bug of ours: nobody shall wait for this thread
-            self._fail(BrokerGone(f"the sender to {self._private.name} failed, see stderr"))
+            # Without its traceback: the frames in there refer back to this object.
+            self._fail(type(error)(error.message, error.hint))
+        except Exception as error:  # a bug of ours, or no thread can be started
+            self._fail(BrokerGone(f"sending to {self._private.name} failed: {error!r}"))
             raise
         finally:
             self._sender_ended.set()
 
-    def _fail(self, error: EmbarError) -> None:
-        # Without its traceback: the frames in there refer back to this object.
-        self._private.failure = type(error)(error.message, error.hint)
+    def _fail(self, failure: EmbarError) -> None:
+        self._private.failure = failure
         self._relay.abandon()
 
     def _serve(self, session: _Session) -> EmbarError | None:
         """Sends until the session ends; why it did. None: after a goodbye, all is delivered."""
         began, acknowledged = time.monotonic(), self._relay.acknowledged
+        self._sent = session.welcome.received_seq
+        self._confirmed = max(self._confirmed, self._sent)
         final: EmbarError | None = None
         acks = threading.Thread(target=self._read_acks, args=(session,), name="acks", daemon=True)
-        acks.start()
         try:
+            acks.start()
             self._send_batches(session)
         except _PASSING as error:
             if not session.wait_for_end(_LAST_WORDS):  # it may have said why
@@ -332,26 +362,32 @@ class TcpLink(RingLink):
             final = error
         finally:
             session.stream.shutdown()
-            acks.join()
+            if acks.is_alive():
+                acks.join()
             session.stream.close()
             self._past.add(session.stream.counters)
+            session.stream.counters = SocketCounters()  # they are in the past now
         if self._relay.acknowledged > acknowledged or time.monotonic() - began > _LONGEST_PAUSE:
             self._stuck_since = None
         return final or session.error
 
     def _send_batches(self, session: _Session) -> None:
-        self._sent = session.welcome.received_seq
-        self._confirmed = max(self._confirmed, self._sent)
         if self._sent > self._core.committed_seq:
             raise ProtocolError(f"{session.stream.peer} has batches that were never sent")
         if (lost := self._relay.acknowledged - self._sent) > 0:
+            peer, known = session.stream.peer, self._relay.acknowledged
+            if self._options.ack:
+                raise BrokerGone(
+                    f"{peer} has batches up to {self._sent} only, and had acknowledged those up to "
+                    f"{known}, which this publisher has not kept",
+                    "is it another broker? Connect a new publisher",
+                )
             raise BrokerGone(
-                f"{lost} batches were on their way to {session.stream.peer} when the connection "
-                f"was lost: it has those up to {self._sent} only, and this publisher has not kept "
-                "the others",
+                f"{lost} batches were on their way to {peer} when the connection was lost: it has "
+                f"those up to {self._sent} only, and this publisher has not kept the others",
                 "with ack=1 a publisher keeps what the broker may not have, and sends it again",
             )
-        while not session.has_ended and not self._abandoned.is_set():
+        while not session.has_ended and not self._hanging_up.is_set():
             if self._closing.is_set() and self._sent == self._core.committed_seq:
                 session.stream.write(session.protocol.send(Kind.GOODBYE))
                 session.wait_for_end(None)
@@ -386,18 +422,20 @@ class TcpLink(RingLink):
 
     def _read_acks(self, session: _Session) -> None:
         """The thread that reads a session; ends with it."""
-        error: EmbarError | None = None
+        error: EmbarError | None = ConnectionLost("the thread that reads acknowledgements failed")
         try:
             while True:
                 frame = self._read_frame(session)
                 if frame.kind is Kind.GOODBYE:
                     self._confirmed = self._sent
+                    error = None
                     break
                 self._acknowledge(session, protocol.acked_seq(frame.body))
         except EmbarError as caught:
             error = caught
-        session.end(error)
-        self._relay.wake()
+        finally:
+            session.end(error)
+            self._relay.wake()
 
     def _read_frame(self, session: _Session) -> protocol.Frame:
         """The next frame that is more than an acknowledgement, where those are read natively."""
@@ -413,9 +451,9 @@ class TcpLink(RingLink):
     def _acknowledge(self, session: _Session, seq: int) -> None:
         try:
             self._relay.acknowledge(seq)
-            self._confirmed = max(self._confirmed, seq)
         except ValueError:
             raise _lie(session.stream, seq) from None
+        self._confirmed = max(self._confirmed, seq)
 
     # --- the rest of PublisherLink --------------------------------------------------------------
 
@@ -435,7 +473,7 @@ class TcpLink(RingLink):
         self._patience = _LAST_WORDS if timeout is None else min(timeout, _LAST_WORDS)
 
     def close(self) -> None:
-        if self._core.state in ("closed", "forked"):
+        if self.is_closed:
             return
         try:
             self._flush_before_close()
@@ -444,7 +482,7 @@ class TcpLink(RingLink):
             try:
                 self._close_core()
             finally:
-                if self._core.state == "closed":
+                if self.is_closed:
                     self._hang_up()
 
     def _deliver(self) -> None:
@@ -463,16 +501,17 @@ class TcpLink(RingLink):
             if doubt := self._doubt():
                 told = "" if doubt in failure.message else doubt
                 raise type(failure)(f"{failure.message}{told}", failure.hint)
-        if not ended:
+        if not ended and (missing or not self._options.ack):
             raise WaitTimeout(
                 f"{self._private.describe_broker()} has not taken everything within "
-                f"{self._patience:.3g} s: {missing} messages are not acknowledged",
+                f"{self._patience:.3g} s"
+                f"{self._doubt() or f'; {missing} messages were not acknowledged'}",
                 "look at that broker; what it has not taken is lost with this publisher",
             )
 
     def _hang_up(self) -> None:
         """Ends the sender thread, wherever it is."""
-        self._abandoned.set()
+        self._hanging_up.set()
         self._closing.set()
         while not self._sender_ended.is_set():  # it may be about to open another connection
             for stream in (*self._opening, self._session.stream):

@@ -35,7 +35,7 @@ from embar_shm.net import SocketCounters, Stream, format_endpoint
 from embar_shm.participants import take_row
 from embar_shm.protocol import Connection, Hello, Kind, Role, State, Welcome
 from embar_shm.segment import Segment
-from embar_shm.tls import TlsStream
+from embar_shm.tls import TlsStream, check_context
 from embar_shm.transports.base import Listener, ListenOptions
 from embar_shm.transports.tcp import read_control
 
@@ -45,20 +45,21 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "TcpListener"]
 
 _LAST_WORDS = 1.0  # seconds the other side gets to read why
-_BACKLOG = 128
 _REMEMBERED = 4096  # publishers without a row whose last number is still known
-_ROW_TIME, _ROW_POLL = 2.0, 0.005  # seconds a new publisher waits for a row; between two looks
+_ROW_TIME, _ROW_POLL = 2.0, 0.02  # seconds the broker gets to free a row; between two looks
+_BACKLOG = 128
 _SAMPLE_QUEUES_EVERY = 16  # batches
 
 _log = logging.getLogger("embar_shm.tcp")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient a listener is, and how much it remembers. Times in seconds."""
+    """What a listener bears with. Times in seconds."""
 
-    handshake: float = 10.0  # for all of a new connection's handshake
-    stall: float = 10.0  # a connection may stand still in the middle of a batch
+    handshake: float = 10.0  # for all of it, TLS included
+    stall: float = 10.0  # that a connection may stand still in the middle of a batch
+    least_rate: float = 64 * 1024  # bytes/s that a body has to come with, after `stall`
     newcomers: int = 64  # connections that are not greeted; one more, and the oldest has to go
     forget_after: float = 60.0  # without a connection until a publisher's row is given away
     housekeeping: float = 1.0  # between two looks at who is gone
@@ -68,7 +69,7 @@ class _Remote:
     """A remote publisher: what is known of it from one connection to the next."""
 
     def __init__(self, segment: Segment, hello: Hello, timed: bool) -> None:
-        """Takes a row for it. Raises `NotEnoughSpace`."""
+        """Takes a row for it. Raises `NotEnoughSpace` at once when there is none."""
         row = take_row(segment, patience=0)
         self.key = (hello.publisher_id, hello.incarnation)
         self.received_seq = 0  # batches that are committed to the ring
@@ -126,6 +127,8 @@ class TcpListener(Listener):
         options: ListenOptions,
         limits: Limits = Limits(),
     ) -> None:
+        if options.tls is not None:
+            check_context(options.tls, None)
         self._broker = broker
         self._options = options
         self._limits = limits
@@ -137,6 +140,8 @@ class TcpListener(Listener):
         self._threads: set[threading.Thread] = set()
         self._past = SocketCounters()  # of connections that have ended
         self._stopping = False
+        self._ending = threading.Lock()  # held by whoever is in stop()
+        self._ended = False
         self._socket, self._buffers = _listen(endpoint, options)
         self._address = format_endpoint(*self._socket.getsockname()[:2])
         try:
@@ -166,9 +171,13 @@ class TcpListener(Listener):
         return total
 
     def stop(self) -> None:
+        with self._ending:
+            if not self._ended:
+                self._stop()  # when Ctrl-C interrupts it, the next call goes on with it
+                self._ended = True
+
+    def _stop(self) -> None:
         with self._lock:
-            if self._stopping:
-                return
             self._stopping = True
             for remote in self._remotes.values():
                 remote.core.interrupt()  # its connection says goodbye
@@ -187,8 +196,8 @@ class TcpListener(Listener):
         self._segment.close()
 
     def after_fork_in_child(self) -> None:
-        self._stopping = True  # stop() has nothing to do here: rows and threads are the parent's
-        self._segment.after_fork_in_child()
+        self._ended = True  # the rows and the segment are the parent's
+        self._lock, self._ending = threading.Lock(), threading.Lock()  # perhaps held there
         self._socket.close()
         for link in self._links:
             link.stream.abandon()
@@ -211,15 +220,16 @@ class TcpListener(Listener):
                 time.sleep(0.1)  # out of descriptors: others must end first
                 continue
             self._forget_the_gone()
-            self._admit(sock, format_endpoint(*address[:2]))
+            peer = format_endpoint(*address[:2])
+            try:
+                self._admit(sock, peer)
+            except (OSError, RuntimeError) as error:  # it is gone already; no more threads
+                sock.close()
+                _log.warning("connection of %s could not be served: %s", peer, error)
 
     def _admit(self, sock: socket.socket, peer: str) -> None:
         tls = self._options.tls
-        try:
-            stream = Stream(sock, peer) if tls is None else TlsStream(sock, peer, tls, None)
-        except OSError:  # it is gone already
-            sock.close()
-            return
+        stream = Stream(sock, peer) if tls is None else TlsStream(sock, peer, tls, None)
         stream.counters.note_buffers(self._buffers)
         link = _Link(stream)
         thread = threading.Thread(
@@ -232,13 +242,8 @@ class TcpListener(Listener):
             if len(self._newcomers) >= self._limits.newcomers:
                 oldest, _ = self._newcomers.popitem(last=False)
                 oldest.stream.shutdown()
-                _log.warning("%s said nothing and made room for others", oldest.stream.peer)
-            try:
-                thread.start()  # it needs the lock before it is done
-            except RuntimeError as error:  # out of threads: others must end first
-                _log.warning("%s cannot be served: %s", stream.peer, error)
-                stream.close()
-                return
+                _log.warning("%s was not greeted yet and made room for others", oldest.stream.peer)
+            thread.start()  # it needs the lock before it ends
             self._newcomers[link] = None
             self._links.add(link)
             self._threads.add(thread)
@@ -248,7 +253,8 @@ class TcpListener(Listener):
         try:
             self._greet_and_receive(link)
         except EmbarError as error:
-            _log.info("connection of %s ended: %s", link.stream.peer, error.message)
+            level = logging.INFO if isinstance(error, ConnectionLost) else logging.WARNING
+            _log.log(level, "connection of %s ended: %s", link.stream.peer, error.message)
             link.refuse(error)
         except Exception:  # a bug of ours: the others are served all the same
             _log.exception("connection of %s failed", link.stream.peer)
@@ -269,11 +275,11 @@ class TcpListener(Listener):
         if isinstance(stream, TlsStream):
             stream.handshake()
         hello = self._greet(link)
-        remote = self._find_remote(link, hello)
+        remote = self._take_over(link, hello)
         stream.set_deadline(None)
         stream.set_timeouts(self._limits.stall, self._limits.stall)
-        if isinstance(remote, int):
-            self._part(link, remote)
+        if remote is None:
+            self._part(link, hello.sent_seq)
             return
         with remote.turn:
             try:
@@ -296,30 +302,29 @@ class TcpListener(Listener):
         protocol.check_hello(hello, self._segment.geometry.slot_bytes)
         return hello
 
-    def _find_remote(self, link: _Link, hello: Hello) -> _Remote | int:
-        """The publisher that introduces itself, which has this connection from now on.
+    def _take_over(self, link: _Link, hello: Hello) -> _Remote | None:
+        """Makes this the connection of its publisher; None: that one only wants to leave.
 
-        A number: it is forgotten but for that, the seq of its last batch. Waits for a row.
+        Waits, without the lock, until the broker has freed a row.
         """
-        give_up = time.monotonic() + _ROW_TIME
+        patience = time.monotonic() + _ROW_TIME
         while True:
             with self._lock:
-                self._newcomers.pop(link, None)
                 try:
                     remote = self._remote_of(hello)
                 except NotEnoughSpace:
-                    if time.monotonic() >= give_up:
+                    if time.monotonic() >= patience:
                         raise
                     self._make_room()
                 else:
-                    if remote is None:
-                        return self._forgotten[hello.publisher_id, hello.incarnation]
-                    older, remote.link = remote.link, link
-                    if older is not None:  # its publisher has given it up
-                        older.stream.shutdown()
-                        remote.core.interrupt()
+                    if remote is not None:
+                        self._newcomers.pop(link, None)
+                        older, remote.link = remote.link, link
+                        if older is not None:  # its publisher has given it up
+                            older.stream.shutdown()
+                            remote.core.interrupt()
                     return remote
-            time.sleep(_ROW_POLL)  # the broker frees the row of somebody who left, without the lock
+            time.sleep(_ROW_POLL)
 
     # --- publishers, with self._lock --------------------------------------------------------------
 
@@ -339,12 +344,12 @@ class TcpListener(Listener):
                 f"{hello.sent_seq} batches: it was started anew, or has given its place away",
                 "connect a new publisher, and publish what was not acknowledged",
             )
-        remote = _Remote(self._segment, hello, self._broker.takes_stage_times)
-        self._remotes[key] = remote
+        timed = self._broker.takes_stage_times
+        remote = self._remotes[key] = _Remote(self._segment, hello, timed)
         return remote
 
     def _make_room(self) -> None:
-        """Gives away the row of whoever has been without a connection for longest, if anybody.
+        """Gives away the row of the publisher that has been gone longest, if any is gone.
 
         Not while a row is being freed: that one is for whoever comes first, and for the next one
         there is another turn.
@@ -352,9 +357,9 @@ class TcpListener(Listener):
         monitor, rows = self._segment.monitor(), self._segment.geometry.max_publishers
         if any(monitor.publisher(row)["state"] == "closed" for row in range(rows)):
             return
-        gone = [remote for remote in self._remotes.values() if remote.link is None]
+        gone = [r for r in self._remotes.values() if r.link is None]
         if gone:
-            self._forget(min(gone, key=lambda remote: remote.gone_since))
+            self._forget(min(gone, key=lambda r: r.gone_since))
 
     def _forget(self, remote: _Remote) -> None:
         del self._remotes[remote.key]
@@ -367,11 +372,11 @@ class TcpListener(Listener):
     def _forget_the_gone(self) -> None:
         """Gives away the rows of publishers that have had no connection for a while."""
         with self._lock:
-            absence = self._limits.forget_after
-            until = time.monotonic() - absence
+            until = time.monotonic() - self._limits.forget_after
             gone = [r for r in self._remotes.values() if r.link is None and r.gone_since < until]
             for remote in gone:
-                _log.info("publisher %d has been gone for %g s", remote.key[0], absence)
+                after = self._limits.forget_after
+                _log.info("publisher %d has been gone for %g s", remote.key[0], after)
                 self._forget(remote)
 
     def _stopped(self) -> BrokerGone:
@@ -445,9 +450,12 @@ class TcpListener(Listener):
         if (fd := stream.plain_fd) is None:
             space = bytearray(_core.BATCH_HEADER_BYTES)
             return bytes(space) if stream.read_into(memoryview(space), idle=True) else None
-        limit = self._segment.geometry.slot_bytes
         seq, why, header, got, size, number, status = remote.core.receive(
-            fd, limit, remote.received_seq
+            fd,
+            self._segment.geometry.slot_bytes,
+            remote.received_seq,
+            self._limits.stall,
+            self._limits.least_rate,
         )
         remote.received_seq = seq
         if why == "interrupted":
@@ -466,7 +474,9 @@ class TcpListener(Listener):
             raise _given_up()
         try:
             begin = time.monotonic_ns()
-            stream.read_into(self._memory[place : place + batch.body_bytes])
+            # Whoever sends a byte now and then would hold the slot for days.
+            within = self._limits.stall + batch.body_bytes / self._limits.least_rate
+            stream.read_into(self._memory[place : place + batch.body_bytes], within=within)
             took = time.monotonic_ns() - begin
         except BaseException:
             remote.core.give_back()
@@ -531,17 +541,21 @@ def _listen(
             "give a token (--token-file), TLS (--tls-cert and --tls-key), or say that everybody "
             "may write (--insecure)",
         )
-    sock = socket.socket(family, kind, number)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(family, kind, number)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        wanted = options.socket_buffer or socket_buffers.default_for(str(where[0]))
+        wanted = options.socket_buffer
+        if wanted is None:
+            wanted = socket_buffers.default_for(str(where[0]))
         buffers = socket_buffers.request(sock, wanted)  # accepted connections inherit it
         sock.bind(where)
         sock.listen(_BACKLOG)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise CannotListen(
             f"cannot listen on {address}: {error}",
             "choose another port (0: any free one), or stop what uses this one",

@@ -90,12 +90,14 @@ public:
     void close() { core.close(); }
 
     // Batches from a plain socket, natively: see bind_network().
-    nb::tuple receive(int fd, u64 limit, u64 seq) {
+    nb::tuple receive(int fd, u64 limit, u64 seq, double stall, double least_rate) {
+        if (!(stall >= 0) || !(least_rate > 0)) throw nb::value_error("stall and least_rate must be positive");
+        const Receiver::Patience patience{static_cast<u64>(std::min(stall, 1e9) * 1e9), 1e9 / least_rate};
         BatchHeader header;
         Receiver::Ended e{};
         {
             nb::gil_scoped_release unlocked;
-            e = core.receive(fd, limit, seq, header);
+            e = core.receive(fd, limit, patience, seq, header);
         }
         nb::object bytes = nb::none();
         if (e.why == Receiver::Ended::Header) bytes = nb::bytes(reinterpret_cast<const char*>(&header), sizeof header);
@@ -166,14 +168,14 @@ public:
         const u64 deadline = deadline_after(timeout);
         for (;;) {
             Ring::Committed where;
-            if (relay_.find(seq, where)) return place(where);
+            if (relay_.find(seq, where)) return place(seq, where);
             Wait w;
             {
                 nb::gil_scoped_release unlocked;
                 w = relay_.wait_committed(seq, std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
-            if (relay_.find(seq, where)) return place(where);
+            if (relay_.find(seq, where)) return place(seq, where);
             if (w == Wait::Ready || now_ns() >= deadline) {
                 relay_.take_wake();
                 return nb::none();
@@ -181,14 +183,15 @@ public:
         }
     }
     void acknowledge(u64 seq) {
-        if (!relay_.acknowledge(seq)) throw nb::value_error("a batch was acknowledged that was never committed");
+        if (!relay_.acknowledge(seq)) throw nb::value_error("a batch was acknowledged that was never sent");
     }
     u64 acknowledged() { return relay_.acknowledged(); }
     void wake() { relay_.wake(); }
     void abandon() { relay_.abandon(); }
 
 private:
-    nb::object place(const Ring::Committed& where) const {
+    nb::object place(u64 seq, const Ring::Committed& where) {
+        relay_.offer(seq);
         const Ring& ring = relay_.ring();
         return nb::make_tuple(ring.header_of(where.slot) - buffer_.data(), ring.payload_of(where.slot) - buffer_.data(),
                               relay_.body_bytes(where));
@@ -229,12 +232,14 @@ void bind_network(nb::module_& m) {
         .def("give_back", &ReceiverCore::give_back, "Gives the slot back: the batch did not come.")
         .def("wait_accepted", &ReceiverCore::wait_accepted, nb::arg("seq"), nb::arg("timeout").none(),
              "Waits until batch seq is accepted: how many are; fewer at the timeout (seconds) or after interrupt().")
-        .def("receive", &ReceiverCore::receive, nb::arg("fd"), nb::arg("limit"), nb::arg("seq"),
-             nb::sig("def receive(self, fd: int, limit: int, seq: int) "
+        .def("receive", &ReceiverCore::receive, nb::arg("fd"), nb::arg("limit"), nb::arg("seq"), nb::arg("stall"),
+             nb::arg("least_rate"),
+             nb::sig("def receive(self, fd: int, limit: int, seq: int, stall: float, least_rate: float) "
                      "-> tuple[int, str, bytes | None, int, int, int, str]"),
              "Receives batches after `seq` from a plain socket until it cannot go on: the last seq; why: 'ended', "
              "'interrupted', 'header' (these 128 bytes are not the next batch's), 'closed', 'stalled' or 'failed' "
-             "(after so many of so many bytes, errno), 'ring' (status, for ring_error()).")
+             "(after so many of so many bytes, errno), 'ring' (status, for ring_error()). A body has to come within "
+             "`stall` seconds and its bytes / `least_rate`; the socket's own timeout ends what stands still.")
         .def("send_acks", &ReceiverCore::send_acks, nb::arg("fd"), nb::arg("head"), nb::arg("acked"),
              nb::sig("def send_acks(self, fd: int, head: bytes, acked: int) -> tuple[int, str, int, str]"),
              "Sends acknowledgements, which begin with `head`, of more than `acked` batches, until it cannot go on: "
@@ -268,7 +273,7 @@ void bind_network(nb::module_& m) {
              nb::sig("def read_acks(self, fd: int, head: bytes) -> tuple[str, bytes, int, int, int]"),
              "Reads acknowledgements, which begin with `head`, until something else comes: how it ended ('whole': "
              "another frame; 'closed', 'failed', 'lie'), that frame's first bytes, how many, errno, and what was "
-             "acknowledged though it was never committed.")
+             "acknowledged though it was never sent.")
         .def("record_send", &RelayCore::record_send, nb::arg("ns"), "A send that was done elsewhere.")
         .def("send_times", &RelayCore::send_times, nb::sig("def send_times(self) -> dict[str, Any]"),
              "As in Monitor: count, sum, max, buckets.")

@@ -60,8 +60,17 @@ public:
         Status status = Status::Ok;
     };
 
+    // How slow a batch may come: whoever sends a byte now and then would hold its slot for days.
+    struct Patience {
+        u64 stall_ns;
+        double ns_per_byte;
+        u64 deadline(u64 begin_ns, u64 bytes) const noexcept {
+            return begin_ns + stall_ns + static_cast<u64>(static_cast<double>(bytes) * ns_per_byte);
+        }
+    };
+
     // Receives batches after `seq`, each at most `limit` bytes, until it cannot go on. `seq` counts them.
-    Ended receive(int fd, u64 limit, u64& seq, BatchHeader& header) noexcept {
+    Ended receive(int fd, u64 limit, const Patience& patience, u64& seq, BatchHeader& header) noexcept {
         for (;;) {
             Transferred t = receive_bytes(fd, reinterpret_cast<char*>(&header), sizeof header, sizeof header, calls);
             if (t.how == Transferred::Stalled && t.bytes == 0 && !interrupted()) continue;  // nothing is published
@@ -77,8 +86,9 @@ public:
                 if (const Status peer = peer_status(); peer != Status::Ok) return ring_ended(peer);
             }
             if (s != Status::Ok) return ring_ended(s);
-            const u64 begin = row_options_.timed ? now_ns() : 0;
-            t = receive_bytes(fd, body, header.body_bytes, header.body_bytes, calls);
+            const u64 begin = now_ns();
+            t = receive_bytes(fd, body, header.body_bytes, header.body_bytes, calls,
+                              patience.deadline(begin, header.body_bytes));
             if (t.how != Transferred::Whole) {
                 give_back();
                 return cut(t, header.body_bytes);

@@ -39,6 +39,7 @@ public:
                 wait_committed(sent + 1, now_ns() + kSliceNs);
                 continue;
             }
+            offer(sent + 1);
             const u64 begin = timed_ ? now_ns() : 0;
             iovec parts[2] = {{ring_.header_of(where.slot), sizeof(BatchHeader)},
                               {ring_.payload_of(where.slot), body_bytes(where)}};
@@ -58,6 +59,8 @@ public:
         const std::scoped_lock guard(mutex_);
         return seq > acknowledged_ && ring_.holds(seq - 1) && ring_.look(seq - 1, where) == Ring::Look::Committed;
     }
+    // Before batch `seq` is sent: from now on it may be acknowledged.
+    void offer(u64 seq) noexcept { offered_.store(seq, std::memory_order_release); }  // pairs with acknowledge()
     u64 body_bytes(const Ring::Committed& where) const noexcept {
         u64 bytes;
         std::memcpy(&bytes, ring_.header_of(where.slot) + offsetof(BatchHeader, body_bytes), sizeof bytes);
@@ -80,7 +83,7 @@ public:
 
     // Reads acknowledgements (`head` is how they begin) and releases what they cover.
     // => Whole: another frame begins, with the first `bytes` in `frame`. => else: the connection has ended.
-    // `lie` is set to a batch that was acknowledged and never committed.
+    // `lie` is set to a batch that was acknowledged and never sent.
     Transferred read_acks(int fd, const char* head, AckFrame& frame, u64& lie) noexcept {
         auto* const bytes = reinterpret_cast<char*>(&frame);
         for (;;) {
@@ -97,9 +100,10 @@ public:
             }
         }
     }
-    // Releases everything up to `seq`. => false: some of it was never committed.
+    // Releases everything up to `seq`. => false: some of it was never sent.
     bool acknowledge(u64 seq) noexcept {
         const std::scoped_lock guard(mutex_);
+        if (seq > acknowledged_ && seq > offered_.load(std::memory_order_acquire)) return false;
         for (; acknowledged_ < seq; ++acknowledged_) {
             Accepted a;
             if (!broker_.accept(a)) return false;
@@ -133,6 +137,7 @@ private:
     SpinPolicy spin_;  // of the sender
     bool timed_;
     u64 acknowledged_ = 0;
+    std::atomic<u64> offered_{0};
     std::atomic<bool> woken_{false};
     Histogram send_times_;
 };

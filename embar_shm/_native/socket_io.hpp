@@ -14,6 +14,7 @@
 #include <cstddef>
 
 #include "layout.hpp"
+#include "waiting.hpp"
 
 namespace embar {
 
@@ -52,8 +53,9 @@ struct Transferred {
     int error;
 };
 
-// Receives at least `least` and at most `most` bytes.
-inline Transferred receive_bytes(int fd, char* to, std::size_t least, std::size_t most, SocketCalls& calls) noexcept {
+// Receives at least `least` and at most `most` bytes. What comes in pieces has to be there at `deadline_ns`.
+inline Transferred receive_bytes(int fd, char* to, std::size_t least, std::size_t most, SocketCalls& calls,
+                                 u64 deadline_ns = ~0ULL) noexcept {
     const int flags = least == most ? MSG_WAITALL : 0;
     std::size_t got = 0;
     while (got < least) {
@@ -61,6 +63,7 @@ inline Transferred receive_bytes(int fd, char* to, std::size_t least, std::size_
         const ssize_t n = ::recv(fd, to + got, most - got, flags);
         if (n > 0) {
             got += static_cast<std::size_t>(n);
+            if (got < least && now_ns() > deadline_ns) return {Transferred::Stalled, got, EAGAIN};
         } else if (n == 0) {
             return {Transferred::Closed, got, 0};
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {

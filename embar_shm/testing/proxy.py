@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal, Self
 
 from embar_shm.net import format_endpoint, parse_endpoint
@@ -132,12 +131,7 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # --- the thread -------------------------------------------------------------------------------
@@ -391,10 +385,7 @@ def _end(sock: socket.socket, reset: bool) -> None:
 
 
 def _select(
-    selector: selectors.BaseSelector,
-    sock: socket.socket,
-    events: int,
-    call: Callable[[], None],
+    selector: selectors.BaseSelector, sock: socket.socket, events: int, call: Callable[[], None]
 ) -> None:
     """Registers, modifies or unregisters, whatever is needed."""
     known = sock.fileno() >= 0 and sock in selector.get_map()

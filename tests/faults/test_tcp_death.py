@@ -238,7 +238,7 @@ def test_publishers_of_a_killed_broker_are_told_what_was_not_acknowledged(
         pub.publish(b"x")
         pub.flush()
     broker.kill()
-    with pytest.raises(es.BrokerGone, match=r"nobody listens.*; 2 .* were not ack") as caught:
+    with pytest.raises(es.EmbarError, match=r"; 2 .* were not acknowledged") as caught:
         if wait == "wait_acked":
             pub.wait_acked(timeout=30)
         elif wait == "publish":
@@ -249,7 +249,10 @@ def test_publishers_of_a_killed_broker_are_told_what_was_not_acknowledged(
                     assert "connection lost" in error.message
         else:
             pub.close()
-    assert "connect again" in caught.value.hint
+    # close() may not wait longer than the publisher does in the background
+    expected = es.BrokerGone | es.WaitTimeout if wait == "close" else es.BrokerGone
+    assert isinstance(caught.value, expected)
+    assert re.search("nobody listens|connection lost", caught.value.message)
     pub.close()
 
 
@@ -387,17 +390,16 @@ def test_a_fork_of_a_publisher_only_raises_and_its_parent_goes_on(
             pub.publish(b"open batch")
             warnings.simplefilter("ignore")  # newer Pythons warn: there are threads
             if os.fork() == 0:
+                told = 0
                 for use in (lambda: pub.publish(b"child"), pub.flush, pub.wait_acked):
                     try:
                         use()
                     except es.ClosedError as error:
-                        told = "belongs to the parent" in error.message
-                        os.write(1, f"{told}\\n".encode())  # in one piece: two processes write
+                        told += "belongs to the parent" in error.message
                 pub.close()
-                sys.stdout.flush()
+                os.write(1, b"%d times told\\n" % told)  # whole lines: two processes write
                 input()  # outlives its parent
                 os._exit(0)
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
             pub.publish(b"after")
             pub.wait_acked()
             os.write(1, b"acknowledged\\n")
@@ -407,8 +409,7 @@ def test_a_fork_of_a_publisher_only_raises_and_its_parent_goes_on(
             """,
             there.listener.address,
         )
-        lines = sorted(parent.read() for _ in range(4))
-        assert lines == ["True", "True", "True", "acknowledged"]
+        assert sorted((parent.read(), parent.read())) == ["3 times told", "acknowledged"]
         assert log.messages(7)[:3] == [b"before", b"open batch", b"after"]
         parent.kill()  # its child lives on, and does not keep the connection
         log.check_all_is_free()
@@ -435,7 +436,7 @@ def test_a_fork_of_a_broker_does_not_keep_its_port_or_its_connections(
             try:
                 broker.listen("tcp://127.0.0.1:0")
             except es.ClosedError:
-                os.write(1, b"only raises\\n")  # in one piece: two processes write
+                os.write(1, b"only raises\\n")  # whole lines: two processes write
             until_hang_up = select.poll()  # outlives its parent, and reads nothing that is for it
             until_hang_up.register(0, 0)
             until_hang_up.poll()

@@ -18,6 +18,7 @@ from embar_shm.protocol import ACK_HEAD, Kind, ack_body, encode
 LIMIT = 256  # bytes of a slot
 BODY = 64  # of one message
 MORE = 10**6
+STALL = 30.0
 
 
 class Ends:
@@ -41,7 +42,7 @@ class Ends:
         return self.relay.send(self.up.fileno(), sent, last, forget)
 
     def receive(self, seq: int = 0, limit: int = LIMIT) -> tuple[Any, ...]:
-        return self.receiver.receive(self.down.fileno(), limit, seq)
+        return self.receiver.receive(self.down.fileno(), limit, seq, STALL, 64e3)
 
     def header(self, seq: int) -> bytes:
         place = self.relay.next(seq, 0)
@@ -114,6 +115,7 @@ def test_what_needs_no_acknowledgement_gives_its_slot_back_at_once(ends: Ends) -
 
 def test_what_is_acknowledged_already_is_not_sent(ends: Ends) -> None:
     commit_batches(ends.publisher, 2)
+    ends.header(1)  # as if to send it
     ends.relay.acknowledge(1)
     assert ends.send(last=2) == (2, "whole", 0)
     _, why, header, *_ = ends.receive()
@@ -144,6 +146,7 @@ def test_a_socket_that_takes_nothing_is_a_stall(ends: Ends) -> None:
 
 def test_acknowledgements_release_what_they_cover(ends: Ends) -> None:
     commit_batches(ends.publisher, 3)
+    ends.send(last=3)
     ends.down.sendall(encode(Kind.ACK, ack_body(1)) + encode(Kind.ACK, ack_body(3)))
     ends.down.shutdown(socket.SHUT_WR)
     how, *_ = ends.relay.read_acks(ends.up.fileno(), ACK_HEAD)
@@ -156,6 +159,7 @@ def test_an_acknowledgement_may_come_in_two_pieces(
     ends: Ends, cut: int, running: Callable[[Callable[[], Any]], list[Any]]
 ) -> None:
     commit_batches(ends.publisher, 1)
+    ends.send(last=1)
     frame = encode(Kind.ACK, ack_body(1))
     read = running(lambda: ends.relay.read_acks(ends.up.fileno(), ACK_HEAD))
     ends.down.sendall(frame[:cut])
@@ -171,6 +175,7 @@ def test_an_acknowledgement_may_come_in_two_pieces(
 )
 def test_another_frame_is_handed_over_with_what_was_read_of_it(ends: Ends, frame: bytes) -> None:
     commit_batches(ends.publisher, 1)
+    ends.send(last=1)
     ends.down.sendall(encode(Kind.ACK, ack_body(1)) + frame)
     how, begun, got, *_ = ends.relay.read_acks(ends.up.fileno(), ACK_HEAD)
     assert (how, len(begun)) == ("whole", got)
@@ -180,9 +185,10 @@ def test_another_frame_is_handed_over_with_what_was_read_of_it(ends: Ends, frame
     assert begun + ends.up.recv(100) == frame
 
 
-@pytest.mark.parametrize("seq", [2, 2**64 - 1])
-def test_an_acknowledgement_of_what_was_never_committed_is_told(ends: Ends, seq: int) -> None:
-    commit_batches(ends.publisher, 1)
+@pytest.mark.parametrize("seq", [2, 3, 2**64 - 1])
+def test_an_acknowledgement_of_what_was_never_sent_is_told(ends: Ends, seq: int) -> None:
+    commit_batches(ends.publisher, 2)
+    ends.send(last=1)
     ends.down.sendall(encode(Kind.ACK, ack_body(seq)))
     how, *_, lie = ends.relay.read_acks(ends.up.fileno(), ACK_HEAD)
     assert (how, lie) == ("lie", seq)
@@ -190,6 +196,7 @@ def test_an_acknowledgement_of_what_was_never_committed_is_told(ends: Ends, seq:
 
 def test_an_old_acknowledgement_changes_nothing(ends: Ends) -> None:
     commit_batches(ends.publisher, 2)
+    ends.send(last=2)
     ends.down.sendall(encode(Kind.ACK, ack_body(2)) + encode(Kind.ACK, ack_body(1)))
     ends.down.shutdown(socket.SHUT_WR)
     assert ends.relay.read_acks(ends.up.fileno(), ACK_HEAD)[0] == "closed"
@@ -302,6 +309,16 @@ def test_a_connection_that_stands_still_in_a_batch_gives_the_slot_back(ends: End
     ends.up.sendall(ends.header(1) + b"a part")
     seq, why, _, got, *_ = ends.receive()
     assert (seq, why, got) == (0, "stalled", 6)
+    assert all(owner < 0 for _, owner, _, _ in ends.far.monitor().slots())
+
+
+def test_a_batch_that_comes_too_slowly_gives_the_slot_back(ends: Ends) -> None:
+    commit_batches(ends.publisher, 1)
+    ends.up.sendall(ends.header(1) + b"a part")
+    ends.down.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 5_000))
+    # The socket's timeout gives it the part; by then all of it should have been there.
+    _, why, _, got, *_ = ends.receiver.receive(ends.down.fileno(), LIMIT, 0, 0.0, 1e12)
+    assert (why, got) == ("stalled", 6)
     assert all(owner < 0 for _, owner, _, _ in ends.far.monitor().slots())
 
 
