@@ -206,9 +206,11 @@ def _connections_busy(facts: Facts) -> Found | None:
         "send_us_per_batch": sending["us"],
         "batch_us": facts.publisher["batch_us"],
         "wait_space_share": waits["share"],
+        "bytes_per_second": facts.throughput["bytes_per_second"],
     }
     sentence = (
-        f"The connections are the limit: sending takes {sending['us']:,.0f} of "
+        f"The connections are the limit, {format_rate(facts.throughput['bytes_per_second'])} "
+        f"together: sending takes {sending['us']:,.0f} of "
         f"{facts.publisher['batch_us']:,.0f} us per batch ({sending['share']:.0%}), and "
         f"publishers wait {waits['share']:.0%} of their time for that"
     )

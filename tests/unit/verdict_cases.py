@@ -385,7 +385,8 @@ CASES = [
         {"stages.publisher.wait_space.mean_us": 300.0},
         TCP,
         said=(
-            "sending takes 600 of 1,000 us per batch (60%)", "wait 30% of their time for that",
+            "limit, 4.00 GB/s together: sending takes 600 of 1,000 us per batch (60%)",
+            "wait 30% of their time for that",
             "38% of the CPU time is used",
         ),
         evidence={"send_share": 0.6, "send_us_per_batch": 600, "wait_space_share": 0.3},
