@@ -33,6 +33,7 @@ class Worker:
 
     def __init__(self, label: str, spec: dict[str, Any]) -> None:
         self.label = label
+        self.role: str = spec["role"]
         # A file, not a pipe: nobody has to read it while the process runs. Closed by dispose().
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._pending = b""
@@ -188,6 +189,8 @@ class Fleet:
     ) -> None:
         for worker in self._workers:
             worker.close_stdin()
+            if kind is not None and worker.role == "publisher":
+                worker.terminate()  # it may publish for long, and has nothing to put in order
         self._end(self._workers)
 
     def _end(self, workers: list[Worker]) -> None:
