@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -195,6 +197,25 @@ def test_tls_is_protection(cluster: str, site: Site) -> None:
     mine = site.issue("127.0.0.1")
     with listening(cluster, "--tls-cert", mine.certificate, "--tls-key", mine.key) as use:
         use(tls=tls.client_context(site.ca))
+
+
+def test_the_certificates_of_the_documentation_are_protection(cluster: str, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    text = (Path(__file__).parents[2] / "docs" / "network.md").read_text()
+    recipe = text.partition("<!-- certificates -->\n```sh\n")[2].partition("```")[0]
+    assert len(recipe.splitlines()) == 5
+    done = subprocess.run(
+        ["sh", "-e", "-c", recipe.replace("192.0.2.1", "127.0.0.1")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    own = ("--tls-cert", str(tmp_path / "broker.pem"), "--tls-key", str(tmp_path / "broker.key"))
+    with listening(cluster, *own) as use:
+        use(tls=tls.client_context(tmp_path / "ca.pem"))
 
 
 def test_publishers_can_be_asked_for_a_certificate(cluster: str, site: Site) -> None:
