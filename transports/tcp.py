@@ -9,12 +9,12 @@ the broker's ring is sent again.
 With ack=0 nothing comes back: a batch is forgotten once the kernel has it. A connection that is
 lost with such batches on their way cannot be continued, and the publisher fails.
 
-The broker's side is `tcp_listener`; frames and their order are `embar_shm.protocol`.
+One connection is a `tcp_session`; the broker's side is `tcp_listener`; frames and their order are
+`embar_shm.protocol`.
 """
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from embar_shm import _core, protocol
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import (
-    AccessDenied,
     BrokerGone,
     ConnectionLost,
     EmbarError,
@@ -32,11 +31,11 @@ from embar_shm.errors import (
     ProtocolError,
     WaitTimeout,
 )
-from embar_shm.net import SocketCounters, Stream, format_endpoint, open_socket, parse_endpoint
+from embar_shm.net import SocketCounters, Stream, parse_endpoint
 from embar_shm.options import WAIT_MODES
 from embar_shm.private_ring import PrivateRing
-from embar_shm.protocol import Connection, Hello, Kind, Role, Welcome
-from embar_shm.tls import TlsStream, check_context
+from embar_shm.protocol import Hello, Kind
+from embar_shm.tls import check_context
 from embar_shm.transports.base import (
     Listener,
     ListenOptions,
@@ -45,11 +44,12 @@ from embar_shm.transports.base import (
     Transport,
 )
 from embar_shm.transports.ring import RingLink, batch_size_for
+from embar_shm.transports.tcp_session import Session, read_control
 
 if TYPE_CHECKING:
     from embar_shm.broker import Broker
 
-__all__ = ["TcpLink", "TcpTransport", "read_control"]
+__all__ = ["TcpLink", "TcpTransport"]
 
 _HANDSHAKE_TIMEOUT = 10.0  # seconds
 _SHORTEST_HANDSHAKE = 1.0
@@ -79,112 +79,6 @@ class TcpTransport(Transport):
         from embar_shm.transports.tcp_listener import TcpListener
 
         return TcpListener(broker, parse_endpoint(address or "127.0.0.1:0"), options)
-
-
-class _Session:
-    """An open connection to the broker, handshake done, until it ends."""
-
-    def __init__(
-        self,
-        endpoint: tuple[str, int],
-        hello: Hello,
-        options: PublisherOptions,
-        patience: float,
-        opening: list[Stream],
-    ) -> None:
-        """`patience`: seconds for the connection, and again for the handshake.
-
-        `opening` gets the stream while the handshake lasts, so that another thread can end it.
-        """
-        sock, buffers = open_socket(endpoint, patience, options.socket_buffer)
-        try:
-            self.protocol = Connection(Role.PUBLISHER)
-            self.stream = self._stream(sock, endpoint, options)
-            opening.append(self.stream)
-            self.stream.counters.note_buffers(buffers)
-            self.stream.set_deadline(patience)
-            if isinstance(self.stream, TlsStream):
-                self.stream.handshake()
-            self.welcome = self._greet(hello, options.token)
-            self.stream.set_deadline(None)
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            opening.clear()
-        self.error: EmbarError | None = None
-        """Why it ended; None when it has not, or after a goodbye."""
-        self._ended = threading.Event()
-        self._ending = threading.Lock()
-
-    @property
-    def has_ended(self) -> bool:
-        return self._ended.is_set()
-
-    def wait_for_end(self, timeout: float | None) -> bool:
-        return self._ended.wait(timeout)
-
-    def end(self, error: EmbarError | None) -> None:
-        """Any thread. What is told first counts: the rest follows from it."""
-        with self._ending:
-            if not self._ended.is_set():
-                self.error = error
-                self._ended.set()
-
-    @staticmethod
-    def _stream(
-        sock: socket.socket, endpoint: tuple[str, int], options: PublisherOptions
-    ) -> Stream:
-        peer = format_endpoint(*endpoint)
-        try:
-            if options.tls is None:
-                return Stream(sock, peer)
-            return TlsStream(sock, peer, options.tls, endpoint[0])
-        except OSError as error:
-            raise ConnectionLost(f"the connection with {peer} was lost: {error}") from error
-
-    def _greet(self, hello: Hello, token: str | None) -> Welcome:
-        greeting = hello.pack()
-        self.stream.write(self.protocol.send(Kind.HELLO, greeting))
-        frame = read_control(self.stream, self.protocol)
-        if frame.kind is Kind.CHALLENGE:
-            if token is None:
-                raise AccessDenied(
-                    f"the broker at {self.stream.peer} asks for a token",
-                    "connect with token=...; a run takes it from --token-file",
-                )
-            proof = protocol.prove(token, frame.body, greeting)
-            self.stream.write(self.protocol.send(Kind.PROOF, proof))
-            frame = read_control(self.stream, self.protocol)  # a second challenge is not allowed
-        welcome = Welcome.unpack(frame.body)
-        if welcome.slot_bytes < hello.max_batch:
-            raise ProtocolError(
-                f"{self.stream.peer} has slots of {welcome.slot_bytes} bytes, and was told of "
-                f"batches of {hello.max_batch}"
-            )
-        return welcome
-
-
-def read_control(
-    stream: Stream, connection: Connection, *, idle: bool = False, begun: bytes = b""
-) -> protocol.Frame:
-    """The next control frame. Raises what an ERROR frame says.
-
-    `idle`: waits without a limit; `begun`: what was read of it already, at least its head.
-    """
-    head, body = begun[: protocol.HEAD_BYTES], begun[protocol.HEAD_BYTES :]
-    if not head:
-        space = bytearray(protocol.HEAD_BYTES)
-        if not stream.read_into(memoryview(space), idle=idle):
-            raise ConnectionLost(f"{stream.peer} closed the connection")
-        head = bytes(space)
-    kind, size = connection.head(head)
-    if size < len(body):
-        raise ProtocolError(f"{stream.peer} sent something behind its {kind.name}")
-    frame = connection.received(kind, body + stream.read(size - len(body)))
-    if frame.kind is Kind.ERROR:
-        raise protocol.error_from(stream.peer, frame.body)
-    return frame
 
 
 def _lie(stream: Stream, seq: int) -> ProtocolError:
@@ -253,7 +147,7 @@ class TcpLink(RingLink):
 
     # --- connecting ---------------------------------------------------------------------------
 
-    def _connect(self, patience: float | None, attempt: float | None = None) -> _Session:
+    def _connect(self, patience: float | None, attempt: float | None = None) -> Session:
         """Tries again for `patience` seconds what may pass; what the broker refuses is final.
 
         `attempt`: seconds for the connection of one try, and again for its handshake. A publisher
@@ -263,7 +157,7 @@ class TcpLink(RingLink):
         give_up = None if patience is None else time.monotonic() + patience
         while True:
             try:
-                return _Session(self._endpoint, self._hello, self._options, attempt, self._opening)
+                return Session(self._endpoint, self._hello, self._options, attempt, self._opening)
             except _PASSING:
                 left = self._pause if give_up is None else give_up - time.monotonic()
                 done = self._closing.is_set() and self._has_delivered()
@@ -281,7 +175,7 @@ class TcpLink(RingLink):
         """Is everything that was committed known to be in the log?"""
         return self._options.ack != 0 and self._relay.acknowledged == self._core.committed_seq
 
-    def _reconnect(self, why: EmbarError) -> _Session:
+    def _reconnect(self, why: EmbarError) -> Session:
         """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
         now, timeout = time.monotonic(), self._options.timeout
         if self._stuck_since is None:
@@ -344,7 +238,7 @@ class TcpLink(RingLink):
         self._private.failure = failure
         self._relay.abandon()
 
-    def _serve(self, session: _Session) -> EmbarError | None:
+    def _serve(self, session: Session) -> EmbarError | None:
         """Sends until the session ends; why it did. None: after a goodbye, all is delivered."""
         began, acknowledged = time.monotonic(), self._relay.acknowledged
         self._sent = session.welcome.received_seq
@@ -371,7 +265,7 @@ class TcpLink(RingLink):
             self._stuck_since = None
         return final or session.error
 
-    def _send_batches(self, session: _Session) -> None:
+    def _send_batches(self, session: Session) -> None:
         if self._sent > self._core.committed_seq:
             raise ProtocolError(f"{session.stream.peer} has batches that were never sent")
         if (lost := self._relay.acknowledged - self._sent) > 0:
@@ -420,7 +314,7 @@ class TcpLink(RingLink):
         if not self._options.ack:
             self._relay.acknowledge(self._sent)
 
-    def _read_acks(self, session: _Session) -> None:
+    def _read_acks(self, session: Session) -> None:
         """The thread that reads a session; ends with it."""
         error: EmbarError | None = ConnectionLost("the thread that reads acknowledgements failed")
         try:
@@ -437,7 +331,7 @@ class TcpLink(RingLink):
             session.end(error)
             self._relay.wake()
 
-    def _read_frame(self, session: _Session) -> protocol.Frame:
+    def _read_frame(self, session: Session) -> protocol.Frame:
         """The next frame that is more than an acknowledgement, where those are read natively."""
         stream, begun = session.stream, b""
         if self._options.ack and (fd := stream.plain_fd) is not None:
@@ -448,7 +342,7 @@ class TcpLink(RingLink):
                 raise stream.lost(how, got, protocol.HEAD_BYTES, number)
         return read_control(stream, session.protocol, idle=True, begun=begun)
 
-    def _acknowledge(self, session: _Session, seq: int) -> None:
+    def _acknowledge(self, session: Session, seq: int) -> None:
         try:
             self._relay.acknowledge(seq)
         except ValueError:

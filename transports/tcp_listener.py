@@ -12,109 +12,42 @@ A connection that stalls or ends in the middle of a batch gives its slot back.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from embar_shm import _core, protocol, socket_buffers
-from embar_shm.errors import (
-    BrokerGone,
-    CannotListen,
-    ConfigurationError,
-    ConnectionLost,
-    EmbarError,
-    NotEnoughSpace,
-)
+from embar_shm import _core, protocol
+from embar_shm.errors import BrokerGone, ConnectionLost, EmbarError, NotEnoughSpace
 from embar_shm.net import SocketCounters, Stream, format_endpoint
-from embar_shm.participants import take_row
-from embar_shm.protocol import Connection, Hello, Kind, Role, State, Welcome
+from embar_shm.protocol import Hello, Kind, State, Welcome
 from embar_shm.segment import Segment
 from embar_shm.tls import TlsStream, check_context
 from embar_shm.transports.base import Listener, ListenOptions
-from embar_shm.transports.tcp import read_control
+from embar_shm.transports.tcp_remote import (
+    LAST_WORDS,
+    Limits,
+    Link,
+    Remote,
+    listening_socket,
+    receive_batches,
+    send_acks,
+)
+from embar_shm.transports.tcp_session import read_control
 
 if TYPE_CHECKING:
     from embar_shm.broker import Broker
 
 __all__ = ["Limits", "TcpListener"]
 
-_LAST_WORDS = 1.0  # seconds the other side gets to read why
+_LIMITS = Limits()
 _REMEMBERED = 4096  # publishers without a row whose last number is still known
 _ROW_TIME, _ROW_POLL = 2.0, 0.02  # seconds the broker gets to free a row; between two looks
-_BACKLOG = 128
-_SAMPLE_QUEUES_EVERY = 16  # batches
 
 _log = logging.getLogger("embar_shm.tcp")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a listener bears with. Times in seconds."""
-
-    handshake: float = 10.0  # for all of it, TLS included
-    stall: float = 10.0  # that a connection may stand still in the middle of a batch
-    least_rate: float = 64 * 1024  # bytes/s that a body has to come with, after `stall`
-    newcomers: int = 64  # connections that are not greeted; one more, and the oldest has to go
-    forget_after: float = 60.0  # without a connection until a publisher's row is given away
-    housekeeping: float = 1.0  # between two looks at who is gone
-
-
-class _Remote:
-    """A remote publisher: what is known of it from one connection to the next."""
-
-    def __init__(self, segment: Segment, hello: Hello, timed: bool) -> None:
-        """Takes a row for it. Raises `NotEnoughSpace` at once when there is none."""
-        row = take_row(segment, patience=0)
-        self.key = (hello.publisher_id, hello.incarnation)
-        self.received_seq = 0  # batches that are committed to the ring
-        self.link: _Link | None = None  # the connection that has it, or is about to
-        self.gone_since = 0.0  # time.monotonic() at which the last connection ended
-        self.turn = threading.Lock()  # held by the connection that uses `core`
-        self.core = _core.ReceiverCore(
-            context=segment,
-            buffer=segment.memory,
-            index=row,
-            lock_fd=segment.lock_fd,
-            publisher_id=hello.publisher_id,
-            incarnation=hello.incarnation,
-            quota=min(hello.in_flight, segment.geometry.slots),
-            ack=hello.ack,
-            timed=timed,
-        )
-
-    def leave(self, segment: Segment) -> None:
-        """Gives the row back: the broker frees it when its batches are released."""
-        self.core.close()
-        _core.unlock(segment.lock_fd, _core.publisher_lock(self.core.index))
-
-
-class _Link:
-    """One connection: its stream, and what was said on it."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.connection = Connection(Role.BROKER)
-        self._saying = threading.Lock()
-
-    def say(self, kind: Kind, body: bytes = b"") -> None:
-        """Sends a control frame, unless the last word was said. From any thread."""
-        with self._saying:
-            if self.connection.state is not State.CLOSED:
-                self.stream.write(self.connection.send(kind, body))
-
-    def refuse(self, error: EmbarError) -> None:
-        """Tells the other side why this is the end, if it is still there to hear it."""
-        if isinstance(error, ConnectionLost):
-            return
-        with suppress(EmbarError):
-            self.stream.set_timeouts(_LAST_WORDS, _LAST_WORDS)
-            self.say(Kind.ERROR, protocol.error_body(error))
 
 
 class TcpListener(Listener):
@@ -125,7 +58,7 @@ class TcpListener(Listener):
         broker: Broker,
         endpoint: tuple[str, int],
         options: ListenOptions,
-        limits: Limits = Limits(),
+        limits: Limits = _LIMITS,
     ) -> None:
         if options.tls is not None:
             check_context(options.tls, None)
@@ -133,16 +66,16 @@ class TcpListener(Listener):
         self._options = options
         self._limits = limits
         self._lock = threading.Lock()  # around the next five, and the taking of rows
-        self._remotes: dict[tuple[int, int], _Remote] = {}
+        self._remotes: dict[tuple[int, int], Remote] = {}
         self._forgotten: OrderedDict[tuple[int, int], int] = OrderedDict()  # their received_seq
-        self._newcomers: OrderedDict[_Link, None] = OrderedDict()
-        self._links: set[_Link] = set()
+        self._newcomers: OrderedDict[Link, None] = OrderedDict()
+        self._links: set[Link] = set()
         self._threads: set[threading.Thread] = set()
         self._past = SocketCounters()  # of connections that have ended
         self._stopping = False
         self._ending = threading.Lock()  # held by whoever is in stop()
         self._ended = False
-        self._socket, self._buffers = _listen(endpoint, options)
+        self._socket, self._buffers = listening_socket(endpoint, options)
         self._address = format_endpoint(*self._socket.getsockname()[:2])
         try:
             self._segment = Segment.attach(broker.segment.name)
@@ -231,7 +164,7 @@ class TcpListener(Listener):
         tls = self._options.tls
         stream = Stream(sock, peer) if tls is None else TlsStream(sock, peer, tls, None)
         stream.counters.note_buffers(self._buffers)
-        link = _Link(stream)
+        link = Link(stream)
         thread = threading.Thread(
             target=self._serve, args=(link,), name=f"serve {stream.peer}", daemon=True
         )
@@ -248,7 +181,7 @@ class TcpListener(Listener):
             self._links.add(link)
             self._threads.add(thread)
 
-    def _serve(self, link: _Link) -> None:
+    def _serve(self, link: Link) -> None:
         """The thread of one connection: whatever happens in it stays in it."""
         try:
             self._greet_and_receive(link)
@@ -261,7 +194,7 @@ class TcpListener(Listener):
             link.refuse(BrokerGone(f"the broker at {self._address} failed, see its log"))
         finally:
             if link.connection.state is State.CLOSED:
-                link.stream.finish(_LAST_WORDS)
+                link.stream.finish(LAST_WORDS)
             link.stream.close()
             with self._lock:
                 self._newcomers.pop(link, None)
@@ -269,7 +202,7 @@ class TcpListener(Listener):
                 self._past.add(link.stream.counters)
                 self._threads.discard(threading.current_thread())
 
-    def _greet_and_receive(self, link: _Link) -> None:
+    def _greet_and_receive(self, link: Link) -> None:
         stream = link.stream
         stream.set_deadline(self._limits.handshake)
         if isinstance(stream, TlsStream):
@@ -290,7 +223,7 @@ class TcpListener(Listener):
                         remote.link = None
                         remote.gone_since = time.monotonic()
 
-    def _greet(self, link: _Link) -> Hello:
+    def _greet(self, link: Link) -> Hello:
         frame = read_control(link.stream, link.connection)
         greeting = frame.body
         if self._options.token is not None:
@@ -302,7 +235,7 @@ class TcpListener(Listener):
         protocol.check_hello(hello, self._segment.geometry.slot_bytes)
         return hello
 
-    def _take_over(self, link: _Link, hello: Hello) -> _Remote | None:
+    def _take_over(self, link: Link, hello: Hello) -> Remote | None:
         """Makes this the connection of its publisher; None: that one only wants to leave.
 
         Waits, without the lock, until the broker has freed a row.
@@ -328,7 +261,7 @@ class TcpListener(Listener):
 
     # --- publishers, with self._lock --------------------------------------------------------------
 
-    def _remote_of(self, hello: Hello) -> _Remote | None:
+    def _remote_of(self, hello: Hello) -> Remote | None:
         """The publisher that introduces itself; None: it is forgotten, and has nothing to send."""
         if self._stopping or not self._broker.is_open:
             raise self._stopped()
@@ -345,7 +278,7 @@ class TcpListener(Listener):
                 "connect a new publisher, and publish what was not acknowledged",
             )
         timed = self._broker.takes_stage_times
-        remote = self._remotes[key] = _Remote(self._segment, hello, timed)
+        remote = self._remotes[key] = Remote(self._segment, hello, timed)
         return remote
 
     def _make_room(self) -> None:
@@ -361,7 +294,7 @@ class TcpListener(Listener):
         if gone:
             self._forget(min(gone, key=lambda r: r.gone_since))
 
-    def _forget(self, remote: _Remote) -> None:
+    def _forget(self, remote: Remote) -> None:
         del self._remotes[remote.key]
         self._past.add(SocketCounters(**remote.core.socket_calls()))
         self._forgotten[remote.key] = remote.received_seq
@@ -384,7 +317,7 @@ class TcpListener(Listener):
 
     # --- batches --------------------------------------------------------------------------------
 
-    def _part(self, link: _Link, received_seq: int) -> None:
+    def _part(self, link: Link, received_seq: int) -> None:
         """Answers a publisher that only wants its goodbye answered."""
         slot_bytes = self._segment.geometry.slot_bytes
         link.say(Kind.WELCOME, Welcome(slot_bytes, received_seq).pack())
@@ -399,7 +332,7 @@ class TcpListener(Listener):
         link.connection.received(Kind.GOODBYE)
         link.say(Kind.GOODBYE)
 
-    def _receive(self, link: _Link, remote: _Remote, hello: Hello) -> None:
+    def _receive(self, link: Link, remote: Remote, hello: Hello) -> None:
         """Receives batches until the goodbye or the end of the connection."""
         with self._lock:
             if remote.link is not link:
@@ -420,7 +353,7 @@ class TcpListener(Listener):
         )
         acks.start()
         try:
-            said_goodbye = self._receive_batches(link, remote, hello)
+            said_goodbye = receive_batches(link, remote, hello, self._limits, self._memory)
         finally:
             remote.core.interrupt()
             acks.join()
@@ -429,69 +362,10 @@ class TcpListener(Listener):
                 self._forget(remote)
             link.say(Kind.GOODBYE)
 
-    def _receive_batches(self, link: _Link, remote: _Remote, hello: Hello) -> bool:
-        """Until the goodbye (True), or an orderly end of the connection without one."""
-        limit = self._segment.geometry.slot_bytes
-        while (header := self._next_header(link, remote)) is not None:
-            if protocol.is_goodbye(header):
-                link.connection.received(Kind.GOODBYE)
-                return True
-            batch = link.connection.batch(header, hello, limit, remote.received_seq)
-            self._receive_body(link.stream, remote, header, batch)
-            remote.received_seq = batch.seq
-        return False
-
-    def _next_header(self, link: _Link, remote: _Remote) -> bytes | None:
-        """The next header that has to be looked at; None: an orderly end of the connection.
-
-        On a plain socket batches are received natively, until one comes that is not the next.
-        """
-        stream = link.stream
-        if (fd := stream.plain_fd) is None:
-            space = bytearray(_core.BATCH_HEADER_BYTES)
-            return bytes(space) if stream.read_into(memoryview(space), idle=True) else None
-        seq, why, header, got, size, number, status = remote.core.receive(
-            fd,
-            self._segment.geometry.slot_bytes,
-            remote.received_seq,
-            self._limits.stall,
-            self._limits.least_rate,
-        )
-        remote.received_seq = seq
-        if why == "interrupted":
-            raise _given_up()
-        if why == "ring":
-            raise remote.core.ring_error(status)
-        if why not in ("ended", "header"):
-            raise stream.lost(why, got, size, number)
-        return header
-
-    def _receive_body(
-        self, stream: Stream, remote: _Remote, header: bytes, batch: protocol.BatchHead
-    ) -> None:
-        place = remote.core.claim(None)
-        if place is None:
-            raise _given_up()
-        try:
-            begin = time.monotonic_ns()
-            # Whoever sends a byte now and then would hold the slot for days.
-            within = self._limits.stall + batch.body_bytes / self._limits.least_rate
-            stream.read_into(self._memory[place : place + batch.body_bytes], within=within)
-            took = time.monotonic_ns() - begin
-        except BaseException:
-            remote.core.give_back()
-            raise
-        remote.core.commit(header, took)
-        if self._broker.takes_stage_times and batch.seq % _SAMPLE_QUEUES_EVERY == 0:
-            stream.sample_queues()
-
-    def _send_acks(self, link: _Link, remote: _Remote, wanted: bool) -> None:
+    def _send_acks(self, link: Link, remote: Remote, wanted: bool) -> None:
         """The thread that tells what the broker has accepted, and that it stopped."""
         try:
-            if wanted and (fd := link.stream.plain_fd) is not None:
-                self._send_acks_natively(link.stream, remote, fd)
-            else:
-                self._send_acks_one_by_one(link, remote, wanted)
+            send_acks(link, remote, wanted)
             if not self._stopping:
                 return
             error: EmbarError = self._stopped()
@@ -503,61 +377,3 @@ class TcpListener(Listener):
                 link.say(Kind.ACK, protocol.ack_body(remote.core.accepted_seq))
         link.refuse(error)
         link.stream.end_reading()
-
-    def _send_acks_natively(self, stream: Stream, remote: _Remote, fd: int) -> None:
-        _, why, number, status = remote.core.send_acks(fd, protocol.ACK_HEAD, 0)
-        if why == "ring":
-            raise remote.core.ring_error(status)
-        if why != "interrupted":
-            raise stream.lost(why, 0, len(protocol.ACK_HEAD), number)
-
-    def _send_acks_one_by_one(self, link: _Link, remote: _Remote, wanted: bool) -> None:
-        acked = 0
-        while (accepted := remote.core.wait_accepted(acked + 1, None)) > acked:
-            acked = accepted
-            if wanted:
-                link.say(Kind.ACK, protocol.ack_body(acked))
-
-
-def _given_up() -> ConnectionLost:
-    return ConnectionLost("the connection was given up for another one, or the broker stops")
-
-
-def _listen(
-    endpoint: tuple[str, int], options: ListenOptions
-) -> tuple[socket.socket, socket_buffers.Buffers]:
-    """A listening socket. Raises `CannotListen`, `ConfigurationError`."""
-    address = format_endpoint(*endpoint)
-    try:
-        family, kind, number, _, where = socket.getaddrinfo(
-            *endpoint, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"{address}: {error}", "is the name of the host right?") from error
-    protected = options.token is not None or options.tls is not None
-    if not (protected or options.insecure or ipaddress.ip_address(where[0]).is_loopback):
-        raise ConfigurationError(
-            f"other machines can reach {address}, and neither a token nor TLS protects it",
-            "give a token (--token-file), TLS (--tls-cert and --tls-key), or say that everybody "
-            "may write (--insecure)",
-        )
-    sock: socket.socket | None = None
-    try:
-        sock = socket.socket(family, kind, number)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        wanted = options.socket_buffer
-        if wanted is None:
-            wanted = socket_buffers.default_for(str(where[0]))
-        buffers = socket_buffers.request(sock, wanted)  # accepted connections inherit it
-        sock.bind(where)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise CannotListen(
-            f"cannot listen on {address}: {error}",
-            "choose another port (0: any free one), or stop what uses this one",
-        ) from error
-    return sock, buffers
