@@ -58,6 +58,10 @@ class Machine:
         """Has what leaves this machine queued by this discipline (tc-qdisc)."""
         return self.attempt("tc", "qdisc", "replace", "dev", _LINK, "root", *discipline)
 
+    def send_single_segments(self) -> None:
+        """Gives the link packets as they would be on a wire; else one has up to 64 KiB here."""
+        self.do("ip", "link", "set", _LINK, "gso_max_segs", "1")
+
     def set(self, setting: str, value: int) -> None:
         """A sysctl below net.ipv4, for this machine only."""
         self.do("sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{setting}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from embar_shm.segment import Segment
 from embar_shm.testing import wait_until
 
 RUN = ["run", "--json", "--transport", "tcp", *SMALL[2:]]
-# As fast as a cable of 80 Mbit/s, which 10 MB keep busy for a second.
+# A cable of 80 Mbit/s: 10 MB keep it busy for a second.
 SLOW = ("tbf", "rate", "80mbit", "burst", "64kb", "latency", "50ms")
 
 Machines = tuple[Machine, Machine]
@@ -91,25 +91,30 @@ def test_publishers_reach_a_broker_of_another_machine_with_tls(
         check_exactly_once(result_of(here, broker, "--tls-ca", site.ca), broker)
 
 
-@pytest.mark.parametrize(
-    "discipline",
-    [
-        pytest.param(("netem", "delay", "2ms", "loss", "1%"), id="delay and loss"),
-        # Cuts large packets into such for the wire, and drops those that find the queue full:
-        # two connections begin with ten each.
-        pytest.param(
-            ("tbf", "rate", "80mbit", "burst", "5kb", "limit", "20kb"), id="a queue that overflows"
-        ),
-    ],
-)
-def test_what_the_network_loses_is_in_the_log_once_all_the_same(
-    machines: Machines, cluster: str, token: list[str], discipline: Sequence[str]
+def test_what_the_network_loses_and_delays_is_in_the_log_once_all_the_same(
+    machines: Machines, cluster: str, token: list[str]
 ) -> None:
     there, here = machines
     for machine in machines:
-        queued = machine.queue(*discipline)
+        queued = machine.queue("netem", "delay", "2ms", "loss", "1%")
         if queued.returncode != 0:
-            pytest.skip(f"no {discipline[0]} here: {queued.stderr.strip()}")
+            pytest.skip(f"no netem here: {queued.stderr.strip()}")
+    here.send_single_segments()  # 4 MiB are 2,900 of them: 29 are lost
+    with broker_on(there, f"{cluster}/0", *token) as broker:
+        result = result_of(here, broker, *token, "--total-bytes", "4MiB")
+        assert result["system"]["sockets"]["retransmits"] > 0
+        check_exactly_once(result, broker)
+
+
+def test_what_a_full_queue_drops_is_in_the_log_once_all_the_same(
+    machines: Machines, cluster: str, token: list[str]
+) -> None:
+    there, here = machines
+    # Cuts large packets into such for the wire, and drops those that find the queue full: two
+    # connections begin with ten each.
+    queued = here.queue("tbf", "rate", "80mbit", "burst", "5kb", "limit", "20kb")
+    if queued.returncode != 0:
+        pytest.skip(f"no tbf here: {queued.stderr.strip()}")
     with broker_on(there, f"{cluster}/0", *token) as broker:
         result = result_of(here, broker, *token, "--total-bytes", "4MiB")
         assert result["system"]["sockets"]["retransmits"] > 0
