@@ -29,6 +29,7 @@ class PrivateRing:
         self.failure_was_told = False
         self.lost_at: float | None = None
         """time.monotonic() at which the connection was lost; None while there is one."""
+        self.lost_because = ""
         self.geometry = Geometry.plan(slots, slot_bytes, 1)
         # Private: a forked child gets a copy it cannot disturb its parent with.
         try:
@@ -56,7 +57,9 @@ class PrivateRing:
         if self.lost_at is None:
             return f"the broker at {self.name}"
         seconds = time.monotonic() - self.lost_at
-        return f"the broker at {self.name} (connection lost {seconds:.3g} s ago)"
+        return (
+            f"the broker at {self.name} (connection lost {seconds:.3g} s ago: {self.lost_because})"
+        )
 
     def explain_end(self) -> EmbarError | None:
         """The failure, for the user, who knows it from then on."""

@@ -222,6 +222,7 @@ class TcpLink(RingLink):
             while (error := self._serve(self._session)) is not None:
                 if not isinstance(error, _PASSING) or self._hanging_up.is_set():
                     raise error
+                self._private.lost_because = error.message
                 self._private.lost_at = time.monotonic()
                 self._session = self._reconnect(error)
                 self._private.lost_at = None

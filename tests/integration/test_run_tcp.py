@@ -331,7 +331,7 @@ def test_a_broker_that_goes_in_the_middle_fails_the_run(
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert broker.address in stderr
-    assert ("has stopped" if how == "stopped" else "was lost") in stderr
+    assert ("has stopped" if how == "stopped" else "lost") in stderr
     assert "Traceback" not in stderr
     assert not output.exists()
     assert not table.exists()
