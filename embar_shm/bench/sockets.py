@@ -68,15 +68,17 @@ def _total(processes: Iterable[dict[str, Any] | None]) -> SocketCounters | None:
 
 
 def warnings(sockets: Sockets | None) -> list[str]:
-    """Buffers that are smaller than what was asked for, and the setting that limits them."""
+    """Requests for buffers that the kernel did not grant, and the setting that limits them."""
     found = []
+    known: dict[str, Any] = {**(sockets or {})}
     for kind, (direction, setting) in _SETTINGS.items():
-        requested = dict(sockets or {}).get(f"requested_{kind}", 0)
-        granted = dict(sockets or {}).get(f"granted_{kind}", 0)
-        if isinstance(requested, int) and isinstance(granted, int) and granted < requested:
-            found.append(
-                f"{direction} buffers of sockets: {format_size(requested)} were wanted, the "
-                f"kernel gives {format_size(granted)} at most: sudo sysctl -w "
-                f"{setting}={requested}"
-            )
+        requested, granted = known.get(f"requested_{kind}", 0), known.get(f"granted_{kind}", 0)
+        if not requested or granted == requested:
+            continue
+        instead = "at most" if granted < requested else "and sizes them by itself"
+        gives = "does not grant that" if granted > requested else f"gives {format_size(granted)}"
+        found.append(
+            f"{direction} buffers of sockets: {format_size(requested)} were wanted, the kernel "
+            f"{gives} {instead}: sudo sysctl -w {setting}={requested}"
+        )
     return found

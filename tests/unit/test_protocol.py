@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wire import HELLO, batch, batch_header
 
@@ -532,7 +532,8 @@ def hear(side: Connection, kind: Kind, body: bytes, token: bool) -> None:
         case Kind.WELCOME:
             Welcome.unpack(body)
         case Kind.ACK:
-            if protocol.acked_seq(body) == 3:
+            # Once: a damaged acknowledgement may say the same again.
+            if protocol.acked_seq(body) == 3 and side.state is State.OPEN:
                 side.send(Kind.GOODBYE)
         case Kind.ERROR:
             raise protocol.error_from("it", body)
@@ -566,6 +567,7 @@ def test_random_bytes_raise_nothing_but_protocol_errors(
     flips=st.lists(st.tuples(st.integers(0, 1200), st.integers(1, 255)), max_size=3),
     insert=st.tuples(st.integers(0, 1200), st.binary(max_size=20)),
 )
+@example(role=Role.PUBLISHER, token=False, goodbye=False, cut=112, flips=[(80, 1)], insert=(0, b""))
 @settings(max_examples=600)
 def test_a_damaged_conversation_raises_nothing_but_our_errors(
     role: Role,

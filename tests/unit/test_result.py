@@ -104,6 +104,11 @@ def test_counters_that_do_not_add_up_are_an_error_and_no_result(
             "sudo sysctl -w net.core.wmem_max=524288",
         ),
         (
+            {"sockets": {"requested_rcvbuf": 2**19, "granted_rcvbuf": 2**24}},
+            "receive buffers of sockets: 512 KiB were wanted, the kernel does not grant that and "
+            "sizes them by itself: sudo sysctl -w net.core.rmem_max=524288",
+        ),
+        (
             {"token_file": "no/such/file"},
             "token_file (flag --token-file) has no effect with transport=shm",
         ),
