@@ -295,7 +295,7 @@ def test_a_tls_publisher_is_told_that_the_broker_is_plain(
         connect(broker, tls=certificates.publisher(), connect_timeout=60)
     assert "both sides must use TLS, or neither" in caught.value.hint
     broker.wait_until_idle()
-    assert "began with b'\\x16\\x03" in caplog.text
+    assert "\\x16\\x03" in caplog.text  # how a TLS handshake begins; what follows is random
 
 
 @pytest.mark.parametrize(
