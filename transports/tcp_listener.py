@@ -122,9 +122,9 @@ class TcpListener(Listener):
         self._socket.close()
         for thread in list(self._threads):
             thread.join()
-        for remote in self._remotes.values():
-            remote.leave(self._segment)
-        self._remotes.clear()
+        with self._lock:
+            for remote in list(self._remotes.values()):
+                self._forget(remote)  # what its sockets did is still asked for
         self._memory.release()
         self._segment.close()
 

@@ -123,6 +123,20 @@ def test_publishers_are_told_when_it_stops(cluster: str) -> None:
             publisher.wait_acked()
 
 
+def test_the_report_counts_the_sockets_of_publishers_that_are_still_there(cluster: str) -> None:
+    batches = 20
+    with (
+        running_broker(f"{cluster}/0", *LOOPBACK) as broker,
+        es.Publisher.connect(broker.address, timeout=20) as publisher,
+    ):
+        for _ in range(batches):
+            publisher.publish(b"x")
+            publisher.wait_acked()
+        (sockets,) = broker.stop()["sockets"]
+    assert sockets["recv_calls"] >= 2 * batches  # a header and a body each
+    assert sockets["send_calls"] >= batches
+
+
 def test_ctrl_c_is_exit_code_130_with_the_report_and_nothing_left(cluster: str) -> None:
     with running_broker(f"{cluster}/0", *LOOPBACK) as broker:
         broker.process.send_signal(signal.SIGINT)  # at once: it may not be waiting yet
