@@ -339,6 +339,8 @@ class TcpLink(RingLink):
             how, begun, got, number, lie = self._relay.read_acks(fd, protocol.ACK_HEAD)
             if how == "lie":
                 raise _lie(stream, lie)
+            if how == "closed" and not got:
+                raise ConnectionLost(f"{stream.peer} closed the connection")
             if how != "whole":
                 raise stream.lost(how, got, protocol.HEAD_BYTES, number)
         return read_control(stream, session.protocol, idle=True, begun=begun)
