@@ -1,7 +1,8 @@
 """The TCP protocol, without sockets: its frames, and one table of who may say what when.
 
-Everything that decides what may come next is in this file; `transports/tcp.py` and
-`tcp_listener.py` move the bytes.
+Everything that decides what may come next is in this file; `transports/tcp*.py` move the bytes.
+Over plain sockets batches and ACKs are moved natively (`_native/receiver.hpp`, `relay.hpp`): what
+is not exactly the next batch, or an ACK, is handed to this file's checks.
 
     publisher                              broker
     HELLO  ------------------------------>            who I am, what I speak, my largest batch

@@ -420,4 +420,5 @@ class TcpLink(RingLink):
 
     def after_fork_in_child(self) -> None:
         self._core.after_fork_in_child()
-        self._session.stream.abandon()
+        for stream in (*self._opening, self._session.stream):
+            stream.abandon()

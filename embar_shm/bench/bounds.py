@@ -64,10 +64,12 @@ def _cpus_full(facts: Facts) -> Found | None:
         return None
     elapsed = facts.throughput["elapsed_seconds"]
     sentence = (
-        f"The CPUs are full: {facts.sum_of('cpu_seconds'):.3g} s of CPU time in "
-        f"{format_duration(elapsed)} on {facts.cpus:.0f} CPUs, {facts.cpu_share:.0%}"
+        f"The CPUs are full ({facts.cpus_used:.0%}): the run used {facts.sum_of('cpu_seconds'):.3g}"
+        f" s of CPU time in {format_duration(elapsed)} on {facts.cpus:.0f} CPUs, "
+        f"{facts.cpu_share:.0%}"
     )
     evidence = {
+        "cpus_used": facts.cpus_used,
         "cpu_share": facts.cpu_share,
         "cpu_seconds": facts.sum_of("cpu_seconds"),
         "elapsed_seconds": elapsed,

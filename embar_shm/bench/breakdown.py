@@ -38,6 +38,7 @@ __all__ = [
     "wall_us_per_batch",
 ]
 
+_SHORTEST_FOR_TICKS: Final = 0.1  # seconds; in less, ticks of 10 ms are a tenth or more of it
 _BUFFER_WRITE: Final = "publisher.buffer_write"  # one sample per message
 _WAIT_ACK: Final = "publisher.wait_ack"  # one sample per call, whatever the batches
 _SEND: Final = "publisher.send_payload"
@@ -267,19 +268,26 @@ def others_share(result: Mapping[str, Any]) -> float | None:
     Most kernels charge the moving of packets to nobody: over sockets that is this run's, not
     others'. Where it is in this run's CPU time already, others come out too low by it.
     """
-    own = _cpu_seconds(result)
-    machine = (result.get("system") or {}).get("machine") or {}
-    if own is None or machine.get("busy_seconds") is None:
+    own, busy = _cpu_seconds(result), _machine_busy(result)
+    if own is None or busy is None:
         return None
+    machine = result["system"]["machine"]
     packets = (machine.get("softirq_seconds") or 0.0) if has_ingest(result) else 0.0
-    others = machine["busy_seconds"] - own - packets
+    others = busy - own - packets
     return ratio(max(0.0, others), _cpu_seconds_there_were(result))
 
 
 def machine_share(result: Mapping[str, Any]) -> float | None:
     """CPU time that all programs used meanwhile, this run's and others, by the same."""
-    busy = ((result.get("system") or {}).get("machine") or {}).get("busy_seconds")
-    return ratio(busy, _cpu_seconds_there_were(result))
+    return ratio(_machine_busy(result), _cpu_seconds_there_were(result))
+
+
+def _machine_busy(result: Mapping[str, Any]) -> float | None:
+    """CPU seconds of all programs; None also for a run too short for timer ticks to tell."""
+    if result["throughput"]["elapsed_seconds"] < _SHORTEST_FOR_TICKS:
+        return None
+    busy: float | None = ((result.get("system") or {}).get("machine") or {}).get("busy_seconds")
+    return busy
 
 
 def _cpu_seconds(result: Mapping[str, Any]) -> float | None:

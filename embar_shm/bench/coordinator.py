@@ -37,7 +37,7 @@ __all__ = ["run"]
 _START_TIMEOUT = 60.0  # seconds all processes together may take until they are ready
 _ELSEWHERE = (
     "the brokers run elsewhere: their stages, their CPU time and loopback TCP are not measured, "
-    "and what was accepted is what they acknowledged",
+    "and what was accepted is what they acknowledged"
 )
 _TLS = ("tls_cert", "tls_key", "tls_ca")
 _POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
@@ -107,7 +107,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
                 sockets=through_sockets,
                 segment_bytes=geometry.total_bytes * len(rings),
                 environment=environment.describe(),
-                warnings=[*ceilings.warnings, *_ELSEWHERE[: len(values.addresses)]],
+                warnings=ceilings.warnings + ([_ELSEWHERE] if values.addresses else []),
             )
 
 

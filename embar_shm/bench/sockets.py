@@ -42,15 +42,17 @@ def collect(
     if sending is None:
         return None
     found: Sockets = {
-        "send_calls_per_batch": sending.send_calls / batches,
         "eagain": sending.eagain,
         "requested_sndbuf": sending.requested_sndbuf,
         "granted_sndbuf": sending.granted_sndbuf,
         "max_outq_bytes": sending.max_outq_bytes,
         "retransmits": sending.retransmits,
     }
+    if batches:  # else none was accepted, and the run has failed
+        found["send_calls_per_batch"] = sending.send_calls / batches
     if receiving is not None:
-        found["recv_calls_per_batch"] = receiving.recv_calls / batches
+        if batches:
+            found["recv_calls_per_batch"] = receiving.recv_calls / batches
         found["eagain"] += receiving.eagain
         found["requested_rcvbuf"] = receiving.requested_rcvbuf
         found["granted_rcvbuf"] = receiving.granted_rcvbuf

@@ -98,6 +98,19 @@ def broker_command(
     Prints the addresses that publishers can use once it is ready. Publishers of this machine use
     shm://CLUSTER/BROKER; what comes in over --listen ends up in the same ring.
     """
+    only_listening = {
+        "--token-file": token_file,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+        "--tls-client-ca": tls_client_ca,
+        "--socket-buffer": socket_buffer,
+        "--insecure": insecure or None,
+    }
+    given = [flag for flag, value in only_listening.items() if value is not None]
+    if given and not urls:
+        raise click.UsageError(
+            f"{', '.join(given)}: nothing is protected or sized without --listen"
+        )
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     token = None if token_file is None else read_token(token_file)
     context = None

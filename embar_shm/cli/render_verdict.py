@@ -76,7 +76,7 @@ def _broker(side: BrokerSide) -> str:
 def _connections(reached: Connections) -> str:
     return (
         f"{reached['count']} x {format_rate(reached['bytes_per_second'])} = "
-        f"{format_rate(reached['theoretical_bytes_per_second'])} in theory, "
+        f"{format_rate(reached['theoretical_bytes_per_second'])} if each had a CPU, "
         f"{format_rate(reached['actual_bytes_per_second'])} actual: "
         f"efficiency {reached['efficiency']:.2g}, "
         f"serialisation factor {reached['serialisation_factor']:.1f}"

@@ -326,6 +326,15 @@ def test_an_address_that_cannot_be_is_told(cluster: str, url: str, code: int, sa
     assert said in done.stderr
 
 
+@pytest.mark.parametrize(
+    "flags", [["--token-file", "no/such"], ["--insecure"], ["--socket-buffer", "1MiB"]], ids=str
+)
+def test_what_only_matters_to_a_listener_needs_one(cluster: str, flags: list[str]) -> None:
+    done = embar_shm("broker", f"{cluster}/0", *flags)
+    assert done.code == 2
+    assert f"{flags[0]}: nothing is protected or sized without --listen" in done.stderr
+
+
 def test_when_one_of_several_addresses_fails_none_stays_open(cluster: str) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))

@@ -176,6 +176,13 @@ def test_what_the_machine_used_beyond_the_run_is_others() -> None:
     assert breakdown.others_share(changed(SHM, machine)) == 0
 
 
+def test_a_run_too_short_for_timer_ticks_blames_nobody() -> None:
+    changes = {"system.machine": {"busy_seconds": 5.0}, "throughput.elapsed_seconds": 0.09}
+    short = changed(SHM, changes)
+    assert breakdown.others_share(short) is None
+    assert breakdown.machine_share(short) is None
+
+
 def test_moving_packets_is_not_others_over_sockets() -> None:
     machine = {"system.machine": {"busy_seconds": 5.0, "softirq_seconds": 1.2}}
     assert breakdown.others_share(changed(TCP, machine)) == pytest.approx(0.8 / 8)

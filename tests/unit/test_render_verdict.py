@@ -57,7 +57,7 @@ def test_what_a_sender_thread_does_meanwhile_is_told_apart() -> None:
 
 def test_the_connections_line_shows_the_arithmetic() -> None:
     assert (
-        "connections 4 x 2.05 GB/s = 8.20 GB/s in theory, 4.00 GB/s actual: "
+        "connections 4 x 2.05 GB/s = 8.20 GB/s if each had a CPU, 4.00 GB/s actual: "
         "efficiency 0.49, serialisation factor 2.0" in sentences(shown(SHM))
     )
 
