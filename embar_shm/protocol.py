@@ -34,16 +34,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from embar_shm import _core
-from embar_shm.errors import (
-    AccessDenied,
-    BatchRefused,
-    BrokerGone,
-    CorruptSegment,
-    EmbarError,
-    NotEnoughSpace,
-    ProtocolError,
-    WaitTimeout,
-)
+from embar_shm.error_frames import MAX_CONTROL_BODY, error_body, error_from
+from embar_shm.errors import AccessDenied, ProtocolError
 
 __all__ = [
     "ACK_HEAD",
@@ -74,7 +66,6 @@ __all__ = [
 
 VERSION: Final = 1
 FEATURES: Final = 0  # bits both sides must understand; none exist yet
-MAX_CONTROL_BODY: Final = 1024  # an ERROR with two long sentences
 NONCE_BYTES: Final = 32
 _MAGIC: Final = b"EMBC"
 _HEAD: Final = struct.Struct("<4sHHQ")
@@ -387,47 +378,7 @@ def acked_seq(body: bytes) -> int:
     return int(_ACK.unpack(body)[0])
 
 
-# What a broker may say of itself; everything else is told as a ProtocolError.
-_TELLABLE: Final = {
-    kind.__name__: kind
-    for kind in (
-        AccessDenied,
-        BatchRefused,
-        BrokerGone,
-        CorruptSegment,
-        NotEnoughSpace,
-        ProtocolError,
-        WaitTimeout,
-    )
-}
 _SAME_VERSION: Final = "run the same version of embar-shm on both sides"
-
-
-def error_body(error: EmbarError) -> bytes:
-    """The body of an ERROR frame: kind, message and hint, a line each; the end of long ones is cut.
-
-    The message may take two thirds, so that the hint, what to do next, comes through.
-    """
-    name = type(error).__name__
-    kind = name if name in _TELLABLE else ProtocolError.__name__
-    message = _cut(error.message, MAX_CONTROL_BODY * 2 // 3)
-    return "\n".join((kind, message, _cut(error.hint, MAX_CONTROL_BODY // 4))).encode()
-
-
-def _cut(text: str, limit: int) -> str:
-    """One line of at most `limit` bytes of UTF-8."""
-    data = text.replace("\n", " ").encode("utf-8", "replace")  # a file's name can be no text
-    return data.decode() if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
-
-
-def error_from(peer: str, body: bytes) -> EmbarError:
-    """The error that an ERROR frame of `peer` tells."""
-    text = body.decode("utf-8", "replace")
-    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # for a terminal
-    kind, _, rest = text.partition("\n")
-    message, _, hint = rest.partition("\n")
-    message = message or "nothing that could be understood"
-    return _TELLABLE.get(kind, ProtocolError)(f"{peer} says: {message}", hint)
 
 
 def _tls_or_port(head: bytes) -> str:
