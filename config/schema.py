@@ -4,14 +4,12 @@ This module is the only list of keys. The YAML files, the EMBAR_* variables, the
 and their help are all made from it, so a key cannot exist in one place and be ignored in another.
 
 Values arrive as Python objects (from YAML) or as text (from the environment and flags) and go
-through the same functions below, which speak in sentences: a mistake shows what was written and
-what is allowed, never how it is checked.
+through the same functions (`values`), which speak in sentences: a mistake shows what was written
+and what is allowed, never how it is checked.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
@@ -28,9 +26,19 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from embar_shm.address import split_address
-from embar_shm.errors import ConfigurationError
-from embar_shm.units import format_size, parse_size
+from embar_shm.config.values import (
+    address_list,
+    boolean,
+    number,
+    optional_size,
+    optional_text,
+    order_level,
+    quoted,
+    size,
+    transport_name,
+    whole_number,
+)
+from embar_shm.units import format_size
 
 __all__ = [
     "KEYS",
@@ -44,114 +52,6 @@ __all__ = [
     "check_value",
 ]
 
-IMPLEMENTED_ORDERS: Final = (0,)
-
-_TRUE: Final = frozenset({"true", "yes", "on", "1"})
-_FALSE: Final = frozenset({"false", "no", "off", "0"})
-_WHOLE_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})", re.ASCII)
-_NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
-_TRANSPORT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
-
-
-def _quoted(value: object) -> str:
-    """The value as its writer knows it: YAML words for constants, quotes around text."""
-    match value:
-        case None:
-            text = "null"
-        case bool():
-            text = str(value).lower()
-        case int() if value.bit_length() > 128:  # str() refuses numbers of thousands of digits
-            text = f"a {value.bit_length()}-bit number"
-        case float():
-            text = f"{value:.12g}"
-        case str():
-            text = repr(value)
-        case _:
-            text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _whole_number(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
-        return int(value)
-    raise ValueError(f"{_quoted(value)} is not a whole number (plain decimal digits)")
-
-
-def _number(value: object) -> float:
-    number = math.nan
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value) if abs(value) < 1e300 else math.inf
-    elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{_quoted(value)} is not a finite number")
-    return number
-
-
-def _size(value: object) -> int:
-    if isinstance(value, (str, int)) and not isinstance(value, bool):
-        return parse_size(value)
-    raise ValueError(f"{_quoted(value)} is not a size: write whole bytes, or 2MiB, 10GB")
-
-
-def _optional_size(value: object) -> int | None:
-    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
-        return None
-    return _size(value)
-
-
-def _optional_text(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
-        return None
-    if isinstance(value, str):
-        return value.strip()
-    raise ValueError(f"{_quoted(value)} is not text")
-
-
-def _addresses(value: object) -> str | None:
-    """A list of URLs with commas in between. Each is checked by its transport when it is used."""
-    text = _optional_text(value)
-    if text is None:
-        return None
-    urls = [url.strip() for url in text.split(",")]
-    for url in urls:
-        try:
-            split_address(url)
-        except ConfigurationError:
-            raise ValueError(
-                f"{_quoted(url)} is not an address such as tcp://127.0.0.1:7400"
-            ) from None
-    if len(set(urls)) < len(urls):
-        raise ValueError(f"{_quoted(value)} names a broker twice")
-    return ",".join(urls)
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else None
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise ValueError(f"{_quoted(value)} is neither true nor false")
-
-
-def _order(value: object) -> int:
-    order = _whole_number(value)
-    if order not in IMPLEMENTED_ORDERS:
-        existing = ", ".join(str(number) for number in IMPLEMENTED_ORDERS)
-        raise ValueError(f"{_quoted(order)} is not implemented; orders that exist: {existing}")
-    return order
-
-
-def _transport_name(value: object) -> str:
-    if isinstance(value, str) and _TRANSPORT_NAME.fullmatch(value):
-        return value
-    raise ValueError(f"{_quoted(value)} is not the name of a transport, like shm or tcp")
-
 
 @dataclass(frozen=True)
 class _Shown:
@@ -161,12 +61,12 @@ class _Shown:
     none: str = "none"
 
 
-_Whole = Annotated[int, BeforeValidator(_whole_number), _Shown("N")]
-_Size = Annotated[int, BeforeValidator(_size), _Shown("SIZE")]
-_Seconds = Annotated[float, BeforeValidator(_number), _Shown("SECONDS")]
-_Milliseconds = Annotated[float, BeforeValidator(_number), _Shown("MS")]
-_Path = Annotated[str | None, BeforeValidator(_optional_text), _Shown("PATH")]
-_Boolean = Annotated[bool, BeforeValidator(_boolean)]
+_Whole = Annotated[int, BeforeValidator(whole_number), _Shown("N")]
+_Size = Annotated[int, BeforeValidator(size), _Shown("SIZE")]
+_Seconds = Annotated[float, BeforeValidator(number), _Shown("SECONDS")]
+_Milliseconds = Annotated[float, BeforeValidator(number), _Shown("MS")]
+_Path = Annotated[str | None, BeforeValidator(optional_text), _Shown("PATH")]
+_Boolean = Annotated[bool, BeforeValidator(boolean)]
 
 
 class _Fields(BaseModel):
@@ -180,11 +80,11 @@ class _Fields(BaseModel):
         validate_by_alias=True,
     )
 
-    transport: Annotated[str, BeforeValidator(_transport_name), _Shown("NAME")] = Field(
+    transport: Annotated[str, BeforeValidator(transport_name), _Shown("NAME")] = Field(
         default="shm",
         description="How batches reach the brokers: shm, tcp, or an installed plug-in.",
     )
-    connect: Annotated[str | None, BeforeValidator(_addresses), _Shown("URL,...")] = Field(
+    connect: Annotated[str | None, BeforeValidator(address_list), _Shown("URL,...")] = Field(
         default=None,
         description="Publish to brokers that run elsewhere, one URL for each ('embar-shm broker' "
         "starts one), instead of starting any.",
@@ -209,7 +109,7 @@ class _Fields(BaseModel):
         validation_alias=AliasChoices("total_bytes", "total", "total_message_size"),
         description="Bytes of messages that all publishers send together.",
     )
-    order: Annotated[int, BeforeValidator(_order), _Shown("N")] = Field(
+    order: Annotated[int, BeforeValidator(order_level), _Shown("N")] = Field(
         default=0,
         description="Ordering guarantee: 0 keeps each publisher's order on each broker.",
     )
@@ -233,7 +133,7 @@ class _Fields(BaseModel):
         default=8, ge=1, le=4096, description="Batch slots in each broker's ring."
     )
     slot_size: Annotated[
-        int | None, BeforeValidator(_optional_size), _Shown("SIZE", "batch_size")
+        int | None, BeforeValidator(optional_size), _Shown("SIZE", "batch_size")
     ] = Field(
         default=None, ge=1, description="Bytes of batch data a slot holds; none follows batch_size."
     )
@@ -270,7 +170,7 @@ class _Fields(BaseModel):
     )
     socket_buffer: Annotated[
         int | None,
-        BeforeValidator(_optional_size),
+        BeforeValidator(optional_size),
         _Shown("SIZE", "what the transport thinks best"),
     ] = Field(
         default=None,
@@ -452,7 +352,7 @@ def check_value(key: Key, value: object) -> object:
     if isinstance(value, str) and not value.strip():
         raise ValueError("the value is empty")
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{_quoted(value)} is not Unicode text")
+        raise ValueError(f"{quoted(value)} is not Unicode text")
     try:
         fields = _Fields.model_validate({key.field: value})
     except ValidationError as error:
@@ -463,7 +363,7 @@ def check_value(key: Key, value: object) -> object:
 
 def _sentence(details: ErrorDetails) -> str:
     context: dict[str, Any] = details.get("ctx", {})
-    value = _quoted(details["input"])
+    value = quoted(details["input"])
     match details["type"]:
         case "value_error":
             return str(context["error"])
