@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from embar_shm import _core, tls, transports
+from embar_shm import _core, transports
 from embar_shm.address import SHM_DIRECTORY, RingName, split_address
-from embar_shm.bench import environment, instrumentation, sockets, stages
+from embar_shm.bench import access, environment, instrumentation, sockets, stages
 from embar_shm.bench.ceilings import Ceilings
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.result import Result, build
@@ -29,7 +29,6 @@ from embar_shm.config import OF_TCP, LoadedConfig, RunConfig
 from embar_shm.errors import ConfigurationError, RunFailed
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment, not_enough_space, remove_dead
-from embar_shm.token import read_token
 from embar_shm.units import format_size
 
 __all__ = ["run"]
@@ -39,7 +38,6 @@ _ELSEWHERE = (
     "the brokers run elsewhere: their stages, their CPU time and loopback TCP are not measured, "
     "and what was accepted is what they acknowledged"
 )
-_TLS = ("tls_cert", "tls_key", "tls_ca")
 _POLL = 0.001  # seconds between two looks at a counter at the end of a run with ack 0
 
 
@@ -54,7 +52,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
     values = config.values
     transports.get(values.transport)  # an unknown one is told before anything is started
     _check_addresses(values)
-    _check_access(values)
+    access.check(values)
     sample_costs = instrumentation.measured_costs()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.monotonic()
@@ -79,6 +77,7 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
                 for monitor in monitors
                 for row in range(values.publishers_per_broker)
             )
+            system = measured.system
             stage_times = stages.collect(
                 monitors, values.publishers_per_broker, measured.of_publishers("stages")
             )
@@ -99,11 +98,11 @@ def run(config: LoadedConfig, on_progress: Callable[[Progress], None]) -> Result
                 instrumentation=instrumentation.describe(
                     values.sample_every,
                     stage_times,
-                    measured.system,
+                    system,
                     sample_costs,
                     over_network=through_sockets is not None,
                 ),
-                system=measured.system,
+                system=system,
                 sockets=through_sockets,
                 segment_bytes=geometry.total_bytes * len(rings),
                 environment=environment.describe(),
@@ -300,32 +299,6 @@ def _check_addresses(values: RunConfig) -> None:
                 f"{address} is not an address of the transport {values.transport}",
                 f"--transport {scheme}",
             )
-
-
-def _check_access(values: RunConfig) -> None:
-    """Finds mistakes in tokens and TLS here, once, and not in each process."""
-    if values.transport == "shm":
-        return
-    if values.token_file is not None:
-        read_token(values.token_file)
-    given = [name for name in ("tls_cert", "tls_key", "tls_ca") if getattr(values, name)]
-    # Brokers of the run's own need the certificate; elsewhere, publishers show it when asked.
-    needed = ("tls_ca",) if given == ["tls_ca"] and values.addresses else _TLS
-    if given and (missing := [name for name in needed if name not in given]):
-        raise ConfigurationError(
-            f"{', '.join(given)} without {', '.join(missing)}: "
-            + (
-                "publishers use TLS with tls_ca, and may have a certificate, which needs its key"
-                if values.addresses
-                else "the brokers of this run use TLS with tls_cert and tls_key, its publishers "
-                "with tls_ca"
-            ),
-            "give what is missing, or none of them for no TLS",
-        )
-    if values.tls_cert is not None and values.tls_key is not None:
-        tls.server_context(values.tls_cert, values.tls_key)
-    if values.tls_ca is not None:
-        tls.client_context(values.tls_ca)
 
 
 def _geometry(values: RunConfig) -> Geometry:

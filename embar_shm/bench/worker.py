@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import signal
-import ssl
 import sys
 import threading
 import time
@@ -25,13 +24,13 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from embar_shm import _core, tls, transports
+from embar_shm import _core, transports
+from embar_shm.bench import access
 from embar_shm.bench.usage import usage_now, usage_since
 from embar_shm.bench.yardsticks import LoopbackReceiver, LoopbackSender, MemoryCopy, Places
 from embar_shm.broker import Broker
 from embar_shm.errors import EmbarError
 from embar_shm.publisher import Publisher
-from embar_shm.token import read_token
 from embar_shm.transports import ListenOptions
 
 __all__ = ["main"]
@@ -113,8 +112,8 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
         sample_every=spec["sample_every"],
         publisher_id=spec["publisher_id"],
         connect_timeout=spec["timeout"],
-        token=_token(spec),
-        tls=_publisher_tls(spec),
+        token=access.token(spec),
+        tls=access.publisher_tls(spec),
         socket_buffer=spec["socket_buffer"],
     ) as publisher:
         produce = _producer(publisher, spec)
@@ -151,19 +150,11 @@ def _publisher(spec: dict[str, Any], commands: Iterator[dict[str, Any]]) -> None
 
 
 def _listen_options(spec: dict[str, Any]) -> ListenOptions:
-    certificate, key = spec["tls_cert"], spec["tls_key"]
-    context = tls.server_context(certificate, key) if certificate is not None else None
-    return ListenOptions(token=_token(spec), tls=context, socket_buffer=spec["socket_buffer"])
-
-
-def _publisher_tls(spec: dict[str, Any]) -> ssl.SSLContext | None:
-    if spec["tls_ca"] is None:
-        return None
-    return tls.client_context(spec["tls_ca"], spec["tls_cert"], spec["tls_key"])
-
-
-def _token(spec: dict[str, Any]) -> str | None:
-    return None if spec["token_file"] is None else read_token(spec["token_file"])
+    return ListenOptions(
+        token=access.token(spec),
+        tls=access.broker_tls(spec),
+        socket_buffer=spec["socket_buffer"],
+    )
 
 
 def _fields(found: Any) -> dict[str, Any] | None:
