@@ -259,6 +259,8 @@ BATCH_MAGIC: int = 1212305989
 
 BATCH_VERSION: int = 1
 
+LOOK_AT_QUEUES_EVERY: int = 16
+
 def header_check(header: bytes) -> int:
     """What the `check` field of a batch header must be."""
 

@@ -33,7 +33,7 @@ _SIOCINQ = termios.FIONREAD  # bytes received and not read (tcp(7))
 _SIOCOUTQ = termios.TIOCOUTQ  # bytes that the other side's kernel has not acknowledged
 _TCP_INFO_BYTES = 104
 _TCP_INFO_TOTAL_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info (linux/tcp.h)
-# A machine that vanished is noticed after idle + count * interval: 25 s.
+# On an idle connection a machine that vanished is noticed after idle + count * interval: 25 s.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 
 

@@ -13,10 +13,10 @@ from embar_shm import _core, protocol
 from embar_shm.protocol import Hello, Kind, Welcome
 from embar_shm.testing.conditions import DEADLINE
 
-__all__ = ["HELLO", "FakeBroker", "Peer", "batch", "batch_header", "endpoint_of"]
+__all__ = ["HEADER_FIELDS", "HELLO", "FakeBroker", "Peer", "batch", "batch_header", "endpoint_of"]
 
 HELLO = Hello(publisher_id=7, incarnation=1, max_batch=0)
-_HEADER_FIELDS = (
+HEADER_FIELDS = (
     "magic",
     "version",
     "format",
@@ -52,7 +52,7 @@ def batch_header(seq: int, body_bytes: int, hello: Hello = HELLO, **changes: Any
         "reserved": b"",
         "check": 0,
     } | changes
-    header = protocol.BATCH_HEADER.pack(*(fields[name] for name in _HEADER_FIELDS))
+    header = protocol.BATCH_HEADER.pack(*(fields[name] for name in HEADER_FIELDS))
     if "check" in changes:
         return header
     return header[:-8] + struct.pack("<Q", _core.header_check(header))

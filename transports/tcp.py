@@ -56,7 +56,6 @@ _SHORTEST_HANDSHAKE = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two attempts to connect, doubling
 _LAST_WORDS = 1.0  # seconds a broken connection gets to tell why
 _IN_FLIGHT = 2
-_SAMPLE_QUEUES_EVERY = 16  # batches
 
 # What may pass: connecting again is worth it. Everything else a broker says is final.
 _PASSING = (ConnectionLost, NoSuchBroker, WaitTimeout)
@@ -310,7 +309,7 @@ class TcpLink(RingLink):
         self._sent += 1
         if timed:
             self._relay.record_send(time.monotonic_ns() - begin)
-            if self._sent % _SAMPLE_QUEUES_EVERY == 0:
+            if self._sent % _core.LOOK_AT_QUEUES_EVERY == 0:
                 stream.sample_queues()
         if not self._options.ack:
             self._relay.acknowledge(self._sent)

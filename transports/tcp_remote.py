@@ -32,7 +32,6 @@ __all__ = [
 
 LAST_WORDS = 1.0  # seconds the other side gets to read why
 _BACKLOG = 128
-_SAMPLE_QUEUES_EVERY = 16  # batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ def _receive_body(
         remote.core.give_back()
         raise
     remote.core.commit(header, took)
-    if remote.timed and batch.seq % _SAMPLE_QUEUES_EVERY == 0:
+    if remote.timed and batch.seq % _core.LOOK_AT_QUEUES_EVERY == 0:
         stream.sample_queues()
 
 

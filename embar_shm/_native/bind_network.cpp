@@ -35,6 +35,13 @@ nb::dict as_dict(const SocketCalls& c) {
     return d;
 }
 
+BatchHeader header_in(const nb::bytes& bytes) {
+    BatchHeader h;
+    if (bytes.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
+    std::memcpy(&h, bytes.c_str(), sizeof h);
+    return h;
+}
+
 class ReceiverCore {
 public:
     // `context` explains errors: embar_shm.segment.Segment. It must not refer back to this object.
@@ -65,10 +72,7 @@ public:
     }
     // The header's own check was compared by the protocol.
     void commit(nb::bytes header, u64 receive_ns) {
-        BatchHeader h;
-        if (header.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
-        std::memcpy(&h, header.c_str(), sizeof h);
-        if (const Status s = core.commit(h, receive_ns); s != Status::Ok) raise_status(this, s, 0);
+        if (const Status s = core.commit(header_in(header), receive_ns); s != Status::Ok) raise_status(this, s, 0);
     }
     void give_back() { core.give_back(); }
     // The accepted batches; fewer than `seq` at the timeout, or after interrupt().
@@ -113,10 +117,7 @@ public:
         return nb::make_tuple(acked, name(e), e.socket.error, name(e.status));
     }
     // The Python error for what receive() or send_acks() said of the ring.
-    nb::object ring_error(std::string status) {
-        nb::object explain = nb::module_::import_("embar_shm.diagnose").attr("publisher_error");
-        return explain(nb::cast(this, nb::rv_policy::reference), status, 0);
-    }
+    nb::object ring_error(std::string status) { return status_error(this, status.c_str(), 0); }
 
     nb::object context_;
     HeldBuffer buffer_;
@@ -206,15 +207,10 @@ private:
 void bind_network(nb::module_& m) {
     m.attr("BATCH_MAGIC") = kBatchMagic;
     m.attr("BATCH_VERSION") = kBatchVersion;
+    m.attr("LOOK_AT_QUEUES_EVERY") = kLookAtQueuesEvery;
     m.def(
-        "header_check",
-        [](nb::bytes header) {
-            BatchHeader h;
-            if (header.size() != sizeof h) throw nb::value_error("a batch header has 128 bytes");
-            std::memcpy(&h, header.c_str(), sizeof h);
-            return header_check(h);
-        },
-        nb::arg("header"), "What the `check` field of a batch header must be.");
+        "header_check", [](nb::bytes header) { return header_check(header_in(header)); }, nb::arg("header"),
+        "What the `check` field of a batch header must be.");
 
     nb::class_<ReceiverCore>(m, "ReceiverCore",
                              "Brings a remote publisher's batches into a ring. One thread claims and commits; "

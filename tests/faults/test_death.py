@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from programs import BUSY
 
 import embar_shm as es
 from embar_shm.address import RingName
@@ -40,16 +41,6 @@ with pub.reserve(8) as view:
     view[:4] = b"half"
     print("holding")
     input()
-"""
-
-BUSY = """
-import sys
-import embar_shm as es
-
-pub = es.Publisher.connect(sys.argv[1], message_size=1024, linger_ms=0, in_flight=2)
-print("publishing")
-while True:
-    pub.publish(bytes(1024))
 """
 
 # Publishes until it blocks, then tells how that ended; with a second argument it waits for acks.

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from byhand import ByHand
+from programs import BUSY
 
 import embar_shm as es
 from embar_shm.address import RingName
@@ -40,16 +41,6 @@ with es.Publisher.connect(
         pub.flush()
     pub.wait_acked()
 print("closed")
-"""
-
-BUSY = """
-import sys
-import embar_shm as es
-
-pub = es.Publisher.connect(sys.argv[1], message_size=1024, linger_ms=0, in_flight=2)
-print("publishing")
-while True:
-    pub.publish(bytes(1024))
 """
 
 # Two small batches, one more than the ring of `BROKER` has slots; then it waits as it is told to.

@@ -11,6 +11,8 @@ import mmap
 import struct
 from typing import Any
 
+from wire import HEADER_FIELDS
+
 from embar_shm import _core
 from embar_shm.address import RingName
 from embar_shm.errors import EmbarError
@@ -30,22 +32,6 @@ LAPS = 2**32
 PAGE = 4096
 
 HEADER = struct.Struct("<IHHQQQIIQQQQ48sQ")
-HEADER_FIELDS = [
-    "magic",
-    "version",
-    "format",
-    "publisher_id",
-    "incarnation",
-    "seq",
-    "messages",
-    "message_size",
-    "body_bytes",
-    "payload_bytes",
-    "opened_ns",
-    "committed_ns",
-    "reserved",
-    "check",
-]
 
 
 def free_entry(lap: int) -> int:
