@@ -1,16 +1,16 @@
 """
-Native core of embar-shm: ring, broker, publisher. Use embar_shm, not this module.
+Native core of embar-shm: ring, broker, publisher, subscriber. Use embar_shm, not this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from typing_extensions import Buffer
 
 MAGIC: int = 3552575203764751685
 
-LAYOUT_VERSION: int = 1
+LAYOUT_VERSION: int = 2
 
 FEATURES: int = 0
 
@@ -24,13 +24,17 @@ BROKER_LOCK: int = 0
 
 MAX_PUBLISHERS: int = 1000
 
+MAX_SUBSCRIBERS: int = 1000
+
+LOG_OWNER: int = 32767
+
 MAX_SLOTS: int = 4096
 
 MAX_SLOT_BYTES: int = 2147483648
 
 HAS_NONTEMPORAL: bool = True
 
-def plan(slots: int, slot_bytes: int, max_publishers: int) -> dict[str, int]:
+def plan(slots: int, slot_bytes: int, max_publishers: int, max_subscribers: int) -> dict[str, int]:
     """
     Offsets and sizes in bytes of a segment with this geometry. Raises ValueError beyond the limits.
     """
@@ -40,6 +44,7 @@ def format_segment(
     slots: int,
     slot_bytes: int,
     max_publishers: int,
+    max_subscribers: int,
     name: str,
     boot_id: str,
     unix_ns: int,
@@ -54,6 +59,9 @@ def read_header(buffer: Buffer) -> dict[str, Any]:
 
 def publisher_lock(index: int) -> int:
     """Byte offset of the liveness lock of a publishers row."""
+
+def subscriber_lock(index: int) -> int:
+    """Byte offset of the liveness lock of a subscribers row."""
 
 def try_lock(fd: int, offset: int) -> bool:
     """
@@ -86,6 +94,9 @@ class Monitor:
     def publisher(self, index: int) -> dict[str, Any]:
         """One row of the publishers table."""
 
+    def subscriber(self, index: int) -> dict[str, Any]:
+        """One row of the subscribers table."""
+
     def broker_stages(self) -> dict[str, dict[str, Any]]:
         """Histograms in ns: validate, queue, release."""
 
@@ -97,6 +108,8 @@ class Monitor:
 
     @property
     def max_publishers(self) -> int: ...
+    @property
+    def max_subscribers(self) -> int: ...
 
 class Ring(Monitor):
     """The ring's single steps (ring.hpp), for tests and tools."""
@@ -129,6 +142,7 @@ class BrokerCore:
         spin_us: float,
         cpus: int,
         stage_times: bool = True,
+        retain: int = 0,
     ) -> None: ...
     def serve(self, timeout: float | None) -> str:
         """
@@ -139,10 +153,22 @@ class BrokerCore:
         """Accepts one batch and leaves it in its slot; None when there is none."""
 
     def release(self) -> bool:
-        """Releases the oldest accepted batch; False when there is none."""
+        """
+        Releases the oldest accepted batch; False when there is none, or a subscriber holds it.
+        """
+
+    def release_passed(self, wanted: bool) -> None:
+        """
+        Releases what every subscriber has passed, but for what is retained while no slot is wanted.
+        """
+
+    def admit(self) -> None:
+        """Answers subscribers that are joining."""
 
     def reap(self) -> int:
-        """Frees what publishers that are gone left: how many rows."""
+        """
+        Frees what participants that are gone left: how many rows of publishers.
+        """
 
     def reap_row(self, index: int) -> bool:
         """Frees one row whose owner is known to be gone."""
@@ -154,7 +180,7 @@ class BrokerCore:
         """Takes stop() back."""
 
     def retire(self) -> None:
-        """Tells all publishers that nothing will be accepted any more."""
+        """Tells all that nothing will be accepted any more."""
 
     @property
     def corruption(self) -> str | None:
@@ -254,6 +280,180 @@ class Reservation:
     def is_open(self) -> bool: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class SubscriberCore:
+    """One subscriber of a mapped ring."""
+
+    def __iter__(self) -> SubscriberCore:
+        """Implement iter(self)."""
+
+    def __next__(self) -> Batch:
+        """Implement next(self)."""
+
+    def __init__(
+        self,
+        context: Any,
+        buffer: Buffer,
+        slots: Buffer | None,
+        index: int,
+        lock_fd: int,
+        name: str,
+        mode: int,
+        start: int,
+        ticket: int,
+        sole: bool,
+        wait_mode: int,
+        spin_us: float,
+        cpus: int,
+        timeout: float | None,
+        broker: BrokerCore | None,
+        on_left: Callable[[], None],
+    ) -> None: ...
+    def next(self, timeout: float | None = ...) -> Batch:
+        """The next batch; waits for it."""
+
+    def poll(self) -> Batch | None:
+        """The next batch, or None; never waits."""
+
+    def join(self, timeout: float) -> None:
+        """Waits until the broker says where to begin."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """
+        Waits until poll() has something to tell (True), for seconds at most (False).
+        """
+
+    def interrupt(self) -> None:
+        """Ends wait() and next(), of any thread, once."""
+
+    def end(self) -> None:
+        """A private ring: nothing more will come."""
+
+    def close(self) -> None:
+        """Takes no more; the row is given back when no view is alive."""
+
+    def after_fork_in_child(self) -> None:
+        """Makes this object raise in a forked child."""
+
+    @property
+    def context(self) -> Any: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def position(self) -> int:
+        """The ticket after the last one taken."""
+
+    @property
+    def next_place(self) -> int:
+        """The same, in the ring that is read."""
+
+    @property
+    def held(self) -> int:
+        """Batches taken and not released."""
+
+    @property
+    def pinned(self) -> int:
+        """Batches with a live view."""
+
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def is_forked(self) -> bool: ...
+
+class Batch:
+    """
+    One batch of the log: a read-only buffer of its body, and its header.
+
+    A context manager: leaving it releases the batch. A batch that nothing refers to any more is
+    released, too. Views and arrays keep it, and the bytes of its slot, as they are.
+    """
+
+    @property
+    def ticket(self) -> int:
+        """Its place in the broker's log."""
+
+    @property
+    def publisher_id(self) -> int: ...
+    @property
+    def incarnation(self) -> int:
+        """Of the publisher: each connection over shared memory has another."""
+
+    @property
+    def seq(self) -> int:
+        """1, 2, 3, ... per publisher."""
+
+    @property
+    def count(self) -> int:
+        """Number of messages."""
+
+    @property
+    def message_size(self) -> int:
+        """Bytes of each message; 0: each has a size of its own."""
+
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the body: of the messages, with what stands between those that have sizes of their own.
+        """
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the messages."""
+
+    @property
+    def opened_ns(self) -> int:
+        """
+        CLOCK_MONOTONIC of the publisher's machine at its first message, in ns.
+        """
+
+    @property
+    def committed_ns(self) -> int:
+        """CLOCK_MONOTONIC of the commit into the broker's ring, in ns."""
+
+    @property
+    def gap(self) -> int:
+        """
+        Batches that were overwritten just before this one could be read (lossy subscribers).
+        """
+
+    @property
+    def released(self) -> bool: ...
+    def release(self) -> None:
+        """
+        Gives the slot back. BufferError while a view or array of it is alive, ClosedError the second time.
+        """
+
+    def messages(self) -> Messages:
+        """
+        Iterates over the messages, each a read-only memoryview. CorruptBatch when their framing is damaged.
+        """
+
+    def array(
+        self, dtype: DTypeLike = "u1", shape: int | Sequence[int] | None = None
+    ) -> NDArray[Any]:
+        """
+        A read-only numpy array of the messages; nothing is copied.
+
+        One number of `shape` may be -1. MisuseError when dtype and shape do not fit the batch, or when it has
+        several messages with sizes of their own.
+        """
+
+    def copy(self) -> bytes:
+        """The body as bytes of their own."""
+
+    def __enter__(self) -> Batch: ...
+    def __exit__(self, kind: object, error: object, traceback: object) -> None: ...
+    def __repr__(self) -> str: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Messages:
+    """Iterator over the messages of a batch."""
+
+    def __iter__(self) -> Messages: ...
+    def __next__(self) -> memoryview:
+        """Implement next(self)."""
+
+    def __length_hint__(self) -> int: ...
 
 BATCH_MAGIC: int = 1212305989
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,10 +17,30 @@ from embar_shm import _core, lifecycle, signals, transports
 from embar_shm.address import RingName, split_address
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
-from embar_shm.layout import Geometry
-from embar_shm.options import WAIT_MODES, WaitMode, choose, number, secret, size, whole
+from embar_shm.layout import DEFAULT_SUBSCRIBERS, Geometry
+from embar_shm.options import (
+    SUBSCRIBE_MODES,
+    WAIT_MODES,
+    StartPlace,
+    SubscribeMode,
+    WaitMode,
+    choose,
+    number,
+    secret,
+    size,
+    whole,
+)
+from embar_shm.readers import SubscriberStatus, subscribers
 from embar_shm.segment import Segment
-from embar_shm.transports.base import Listener, ListenOptions
+from embar_shm.subscriber import Subscriber, start_place, subscriber_name
+from embar_shm.transports.base import (
+    Listener,
+    ListenOptions,
+    Position,
+    SubscriberLink,
+    SubscriberOptions,
+)
+from embar_shm.transports.shm import ShmTransport
 
 if TYPE_CHECKING:
     import ssl
@@ -36,9 +58,11 @@ class BrokerStats:
     duplicated: int  # batches that were accepted before, and dropped
     out_of_order: int  # batches refused because one before them is missing
     corrupt: int  # batches refused because their header fails a check
-    in_flight: int  # batches accepted or committed, whose slots are not free yet
+    in_flight: int  # batches committed or accepted, whose slots are not free yet
     publishers: int  # rows in the participants table
+    subscribers: tuple[SubscriberStatus, ...]  # who reads, how far, and who holds which slots
     reaped_publishers: int  # publishers that died without closing
+    reaped_subscribers: int
     reaped_slots: int  # slots they owned, given back
     missed_wakeups: int  # sleeps that ran out although there was work: 0 unless somebody was killed
 
@@ -56,6 +80,7 @@ class Broker:
         self._core: _core.BrokerCore | None = core
         self._monitor = segment.monitor()
         self._listeners: list[Listener] = []
+        self._reader: weakref.ref[_OwnSubscriber] | None = None
         self._serving = threading.Lock()  # held by the thread that is in serve(), or closes
         self._serving_thread: threading.Thread | None = None
         self._closing_thread: threading.Thread | None = None
@@ -71,6 +96,8 @@ class Broker:
         slots: int = 8,
         slot_size: int | str = "2MiB",
         max_publishers: int = 64,
+        max_subscribers: int = DEFAULT_SUBSCRIBERS,
+        retain: int = 0,
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         replace_dead: bool = False,
@@ -79,7 +106,11 @@ class Broker:
         """Creates the ring `name` ("cluster/broker") and becomes its broker.
 
         `slots` batches of at most `slot_size` bytes each fit into the ring at a time; at most
-        `max_publishers` processes can be connected. All memory is reserved and touched now.
+        `max_publishers` and `max_subscribers` can be connected. All memory is reserved and touched
+        now.
+        `retain` batches stay readable after every subscriber has released them, for those that
+        start at "earliest" or are lossy; they are given up when a publisher finds no free slot.
+        While a lossy subscriber is connected, it is half of the slots at least.
         `wait` says how the broker waits for work: "block" sleeps at once, "spin" first spins for
         `spin_us` microseconds, "adaptive" spins only while everybody in the ring has a CPU.
         `replace_dead` removes the segment of a broker that was killed, if no publisher is left.
@@ -93,16 +124,19 @@ class Broker:
             whole("slots", slots, 1, _core.MAX_SLOTS),
             size("slot_size", slot_size),
             whole("max_publishers", max_publishers, 1, _core.MAX_PUBLISHERS),
+            whole("max_subscribers", max_subscribers, 1, _core.MAX_SUBSCRIBERS),
         )
+        retain = whole("retain", retain, 0, geometry.slots)
         ring = RingName.parse(name)
         with signals.deferred():  # until somebody is there who unlinks the segment
-            return cls._create(ring, geometry, mode, spin_us, replace_dead, stage_times)
+            return cls._create(ring, geometry, retain, mode, spin_us, replace_dead, stage_times)
 
     @classmethod
     def _create(
         cls,
         ring: RingName,
         geometry: Geometry,
+        retain: int,
         mode: int,
         spin_us: float,
         replace_dead: bool,
@@ -111,7 +145,13 @@ class Broker:
         segment = Segment.create(ring, geometry, replace_dead=replace_dead)
         try:
             core = _core.BrokerCore(
-                segment.memory, segment.lock_fd, mode, spin_us, available_cpus(), stage_times
+                segment.memory,
+                segment.lock_fd,
+                mode,
+                spin_us,
+                available_cpus(),
+                stage_times,
+                retain,
             )
         except BaseException:
             segment.unlink()
@@ -183,17 +223,15 @@ class Broker:
         if timeout is not None:
             timeout = number("timeout", timeout)
         core = self._open_core()
+        if self._reader is not None and self._reader() is not None:
+            raise MisuseError(
+                f"{self.name} is served by its own subscriber", "close that, or read from it"
+            )
         try:
-            with signals.deferred():  # the lock is held if, and only if, the thread is known
-                if not self._serving.acquire(blocking=False):
-                    raise MisuseError(f"another thread is serving {self.name} already")
-                self._serving_thread = threading.current_thread()
+            self._begin_serving()
             outcome = core.serve(timeout)
         finally:
-            with signals.deferred():
-                if self._serving_thread is threading.current_thread():
-                    self._serving_thread = None
-                    self._serving.release()
+            self._end_serving()
         if outcome == "corrupt":
             raise CorruptSegment(
                 f"the ring {self.name} is damaged: {core.corruption}",
@@ -201,6 +239,43 @@ class Broker:
             )
         if outcome == "stopped":
             core.resume()  # a later serve() is a new one
+
+    def subscribe(
+        self,
+        *,
+        mode: SubscribeMode = "reliable",
+        start: StartPlace | int | Position = "latest",
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> Subscriber:
+        """A subscriber of the broker's own process and thread, whose waits serve the broker.
+
+        Takes the place of `serve` and `start`: while it is open, batches are accepted in its
+        `next`, `poll` and iteration, and only there. Between the commit and the reader there is no
+        other process then, which is the shortest way there is. `stop` and SIGTERM end the wait
+        like the end of the log. Options as for `Subscriber.connect`. Raises `MisuseError` when a
+        thread is serving, or another such subscriber is open.
+        """
+        core = self._open_core()
+        choose("mode", mode, SUBSCRIBE_MODES)
+        options = SubscriberOptions(
+            mode=mode,
+            start=start_place(start),
+            name=subscriber_name(name),
+            timeout=None if timeout is None else number("timeout", timeout),
+            connect_timeout=0.0,
+            wait="block",  # it does not wait by itself
+            spin_us=0.0,
+        )
+        self._begin_serving()
+        try:
+            link = ShmTransport().subscribe(str(self._segment.name), options, core)
+            reader = _OwnSubscriber(link, self._end_serving)
+        except BaseException:
+            self._end_serving()
+            raise
+        self._reader = weakref.ref(reader)
+        return reader
 
     def start(self) -> Self:
         """Serves in a background thread until `stop` or `close`; returns at once."""
@@ -235,7 +310,9 @@ class Broker:
             corrupt=c["corrupt"],
             in_flight=max(c["tail"], c["head"]) - c["released"],
             publishers=c["attached"],
+            subscribers=subscribers(self._monitor),
             reaped_publishers=c["reaped_publishers"],
+            reaped_subscribers=c["reaped_subscribers"],
             reaped_slots=c["reaped_slots"],
             missed_wakeups=c["missed_wakeups"],
         )
@@ -250,6 +327,8 @@ class Broker:
         core = self._core
         if core is None or self._closing_thread is threading.current_thread():
             return  # a signal handler that closes meets a close() that goes on after it
+        if self._reader is not None and (reader := self._reader()) is not None:
+            reader.close()
         if self._serving_thread is threading.current_thread():
             raise MisuseError(f"close() of {self.name} was called inside its serve()", "use stop()")
         with signals.deferred() as deferral:
@@ -307,6 +386,19 @@ class Broker:
             )
         return self._core
 
+    def _begin_serving(self) -> None:
+        with signals.deferred():  # the lock is held if, and only if, the thread is known
+            if not self._serving.acquire(blocking=False):
+                raise MisuseError(f"another thread is serving {self.name} already")
+            self._serving_thread = threading.current_thread()
+
+    def _end_serving(self) -> None:
+        """Undoes `_begin_serving`, if this thread did that."""
+        with signals.deferred():
+            if self._serving_thread is threading.current_thread():
+                self._serving_thread = None
+                self._serving.release()
+
     def _serve_in_background(self) -> None:
         try:
             self.serve()
@@ -338,3 +430,16 @@ class Broker:
         error, self._background_error = self._background_error, None
         if error is not None:
             raise error
+
+
+class _OwnSubscriber(Subscriber):
+    """A subscriber whose waits serve its broker."""
+
+    def __init__(self, link: SubscriberLink, on_close: Callable[[], None]) -> None:
+        super().__init__(link)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        if not self._link.is_closed:
+            super().close()
+            self._on_close()

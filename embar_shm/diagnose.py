@@ -22,6 +22,7 @@ from embar_shm.errors import (
     WaitTimeout,
 )
 from embar_shm.layout import Geometry
+from embar_shm.readers import describe_slow
 from embar_shm.segment import Segment
 
 __all__ = ["RingContext", "buffer_error", "publisher_error", "publisher_timeout", "table_full"]
@@ -34,7 +35,7 @@ _HOLDERS_SHOWN = 8
 
 
 class RingContext(Protocol):
-    """The ring a publisher fills: a `Segment`, or a `PrivateRing`."""
+    """The ring a publisher fills, or a subscriber reads: a `Segment`, or a `PrivateRing`."""
 
     @property
     def name(self) -> object:
@@ -146,6 +147,12 @@ def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: fl
             ring.advice,
         )
     own = f"{core.in_flight} of {core.quota} allowed in flight"
+    if slow := describe_slow(ring.monitor()):
+        return WaitTimeout(
+            f"no slot of {name} came free within {waited:.3g} s ({own}): {slow}",
+            "a reliable subscriber holds back the slots that it has not released: look at the "
+            "process named here, or let it subscribe with mode='lossy'",
+        )
     return WaitTimeout(
         f"no slot of {name} came free within {waited:.3g} s ({own}; {_holders(ring)}); "
         f"{ring.describe_broker()} has released {control['released']} of "
@@ -204,10 +211,7 @@ def _holders(ring: RingContext) -> str:
     monitor = ring.monitor()
     held = [(slot, owner, ns) for slot, owner, _, ns in monitor.slots() if owner >= 0]
     shown = [
-        f"slot {slot}: publisher {owner} (pid {monitor.publisher(owner)['pid']}) for "
-        f"{ns / 1e9:.3g} s"
-        if owner < ring.geometry.max_publishers
-        else f"slot {slot}: owner {owner}, which does not exist"
+        f"slot {slot}: {_owner(ring, owner)} for {ns / 1e9:.3g} s"
         for slot, owner, ns in held[:_HOLDERS_SHOWN]
     ]
     more = f", and {len(held) - _HOLDERS_SHOWN} more" if len(held) > _HOLDERS_SHOWN else ""
@@ -215,3 +219,11 @@ def _holders(ring: RingContext) -> str:
     return f"{len(held)} of {total} slots are held: {', '.join(shown)}{more}" if held else (
         f"none of {total} slots is held"
     )  # fmt: skip
+
+
+def _owner(ring: RingContext, owner: int) -> str:
+    if owner < ring.geometry.max_publishers:
+        return f"publisher {owner} (pid {ring.monitor().publisher(owner)['pid']})"
+    if owner == _core.LOG_OWNER:
+        return "the log (its publisher is gone)"
+    return f"owner {owner}, which does not exist"

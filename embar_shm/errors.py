@@ -24,13 +24,16 @@ __all__ = [
     "BatchRefused",
     "BrokerExists",
     "BrokerGone",
+    "BrokerRestarted",
     "BufferTypeError",
     "CannotListen",
     "ClosedError",
     "ConfigurationError",
     "ConnectionLost",
+    "CorruptBatch",
     "CorruptSegment",
     "EmbarError",
+    "EndOfLog",
     "IncompatibleSegment",
     "IntegrityError",
     "MessageSizeError",
@@ -38,6 +41,7 @@ __all__ = [
     "NoSuchBroker",
     "NotEnoughSpace",
     "PeerError",
+    "PositionLost",
     "ProtocolError",
     "ResourceError",
     "RunFailed",
@@ -92,6 +96,20 @@ class BrokerGone(PeerError):
     """The broker stopped or died. Unacknowledged batches may be lost: connect to a new one."""
 
 
+class EndOfLog(PeerError):
+    """The broker has stopped in order, and everything in its log was read. Iteration just ends."""
+
+
+class BrokerRestarted(PeerError):
+    """The position is of another log: the broker was started anew. Begin at `earliest`."""
+
+
+class CorruptBatch(PeerError):
+    """Some process changed a batch after the broker had accepted it. The next call goes on."""
+
+    exit_code = 3
+
+
 class BatchRefused(PeerError):
     """The broker found a batch of this publisher damaged, or one before it missing."""
 
@@ -128,6 +146,10 @@ class NoSuchBroker(ResourceError):
 
 class BrokerExists(ResourceError):
     """A ring of this name exists already. Use another name, or stop the broker that owns it."""
+
+
+class PositionLost(ResourceError):
+    """The log holds nothing at the place asked for: it is overwritten, or was never written."""
 
 
 class CannotListen(ResourceError):

@@ -14,18 +14,22 @@ from embar_shm import _core
 from embar_shm.address import RingName
 from embar_shm.errors import ConfigurationError, IncompatibleSegment
 
-__all__ = ["Geometry", "boot_id", "validated"]
+__all__ = ["DEFAULT_SUBSCRIBERS", "Geometry", "boot_id", "validated"]
+
+DEFAULT_SUBSCRIBERS = 64  # rows of the table
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes and offsets of a segment in bytes; made by the native core from the first three."""
+    """Sizes and offsets of a segment in bytes; made by the native core from the first four."""
 
     slots: int
     slot_bytes: int
     max_publishers: int
+    max_subscribers: int
     tickets: int
     publishers_offset: int
+    subscribers_offset: int
     tickets_offset: int
     slot_words_offset: int
     slots_offset: int
@@ -33,14 +37,20 @@ class Geometry:
     total_bytes: int
 
     @classmethod
-    def plan(cls, slots: int, slot_bytes: int, max_publishers: int) -> Geometry:
+    def plan(
+        cls,
+        slots: int,
+        slot_bytes: int,
+        max_publishers: int,
+        max_subscribers: int = DEFAULT_SUBSCRIBERS,
+    ) -> Geometry:
         """Raises `ConfigurationError` beyond the limits of the layout."""
         try:
-            return cls(**_core.plan(slots, slot_bytes, max_publishers))
+            return cls(**_core.plan(slots, slot_bytes, max_publishers, max_subscribers))
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"no segment can have slots={slots}, slot_size={slot_bytes}, "
-                f"max_publishers={max_publishers}: {error}"
+                f"max_publishers={max_publishers}, max_subscribers={max_subscribers}: {error}"
             ) from None
 
 
@@ -70,11 +80,17 @@ def validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
                 f"size: the header says {header['total_bytes']}, the file has {size} bytes"
             )
         try:
-            planned = _core.plan(header["slots"], header["slot_bytes"], header["max_publishers"])
+            planned = _core.plan(
+                header["slots"],
+                header["slot_bytes"],
+                header["max_publishers"],
+                header["max_subscribers"],
+            )
         except ValueError as error:
             wrong.append(f"geometry: {error}; the segment has slots={header['slots']}, "
                          f"slot_bytes={header['slot_bytes']}, "
-                         f"max_publishers={header['max_publishers']}")  # fmt: skip
+                         f"max_publishers={header['max_publishers']}, "
+                         f"max_subscribers={header['max_subscribers']}")  # fmt: skip
         else:
             for field, ours in planned.items():
                 expect(field, header[field], ours)

@@ -1,8 +1,9 @@
-"""What happens to open brokers and publishers at fork, at exit and on SIGTERM.
+"""What happens to open brokers, publishers and subscribers at fork, at exit and on SIGTERM.
 
 - fork: the child's copies only raise; liveness and clean-up stay with the parent.
-- exit of the interpreter: publishers are closed (their last batch is committed), then brokers
-  (their segment is unlinked). A program that Ctrl-C ends does not wait for slow brokers there.
+- exit of the interpreter: publishers (their last batch is committed) and subscribers are closed,
+  then brokers (their segment is unlinked). A program that Ctrl-C ends does not wait for slow
+  brokers there.
 - SIGTERM, as long as a broker is open and the program has no handler of its own: ends
   `Broker.serve` in the main thread, which then returns; where the main thread is elsewhere, raises
   SystemExit(143) there, so that ``with`` blocks and exit handlers unlink. Only a main thread can
@@ -27,11 +28,11 @@ from typing import Any, Protocol
 
 from embar_shm import signals
 
-__all__ = ["Participant", "register_broker", "register_publisher", "unregister_broker"]
+__all__ = ["Participant", "register_broker", "register_client", "unregister_broker"]
 
 
 class Participant(Protocol):
-    """An open broker or publisher."""
+    """An open broker, publisher or subscriber."""
 
     def close(self) -> None:
         """Gives everything back; may be called twice."""
@@ -40,7 +41,7 @@ class Participant(Protocol):
         """Makes this copy of the object unusable."""
 
 
-class _Publisher(Participant, Protocol):
+class _Client(Participant, Protocol):
     def hurry(self) -> None:
         """close(), which follows, shall wait for nobody long."""
 
@@ -50,13 +51,13 @@ class _Broker(Participant, Protocol):
         """Ends serve() if the main thread is in it; False if it is not."""
 
 
-_publishers: weakref.WeakSet[_Publisher] = weakref.WeakSet()
+_clients: weakref.WeakSet[_Client] = weakref.WeakSet()
 _brokers: weakref.WeakSet[_Broker] = weakref.WeakSet()
 
 
-def register_publisher(publisher: _Publisher) -> None:
-    """Includes a publisher in the rules above, for as long as it is referenced."""
-    _publishers.add(publisher)
+def register_client(client: _Client) -> None:
+    """Includes a publisher or subscriber in the rules above, while it is referenced."""
+    _clients.add(client)
 
 
 def register_broker(broker: _Broker) -> None:
@@ -88,14 +89,14 @@ def _on_sigterm(number: int, _frame: FrameType | None) -> Any:
 
 def _close_all() -> None:
     if getattr(sys, "last_type", None) is KeyboardInterrupt:  # the interpreter has printed it
-        for publisher in list(_publishers):
-            publisher.hurry()
+        for client in list(_clients):
+            client.hurry()
     with suppress(SystemExit), signals.deferred() as deferral:  # the program is ending already
-        for publisher in list(_publishers):
-            _publishers.discard(publisher)  # one attempt: what it raises is told once
+        for client in list(_clients):
+            _clients.discard(client)  # one attempt: what it raises is told once
             try:
                 with deferral.second_at_once():  # it may wait for a call of another thread
-                    publisher.close()
+                    client.close()
             except BaseException:  # told on stderr; the others are closed all the same
                 traceback.print_exc()
         for broker in list(_brokers):
@@ -107,9 +108,9 @@ def _close_all() -> None:
 
 def _after_fork_in_child() -> None:
     signals.forget()
-    for participant in [*_publishers, *_brokers]:
+    for participant in [*_clients, *_brokers]:
         participant.after_fork_in_child()
-    _publishers.clear()
+    _clients.clear()
     _brokers.clear()
     if signal.getsignal(signal.SIGTERM) is _on_sigterm:  # there is nothing to clean up here
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

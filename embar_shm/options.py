@@ -11,8 +11,12 @@ from embar_shm.units import parse_size
 
 __all__ = [
     "COPY_MODES",
+    "START_PLACES",
+    "SUBSCRIBE_MODES",
     "WAIT_MODES",
     "CopyMode",
+    "StartPlace",
+    "SubscribeMode",
     "WaitMode",
     "choose",
     "nbytes",
@@ -24,11 +28,15 @@ __all__ = [
 
 WaitMode = Literal["adaptive", "spin", "block"]
 CopyMode = Literal["auto", "plain", "nontemporal"]
+SubscribeMode = Literal["reliable", "lossy"]
+StartPlace = Literal["latest", "earliest"]
 
-# The numbers are those of the native enums in waiting.hpp and copy.hpp.
+# The numbers are those of the native enums in waiting.hpp, copy.hpp and layout.hpp.
 WAIT_MODES: Final[Mapping[str, int]] = {"adaptive": 0, "spin": 1, "block": 2}
 _MOST = 1e9  # of seconds, milliseconds, microseconds: as good as forever
 COPY_MODES: Final[Mapping[str, int]] = {"auto": 0, "plain": 1, "nontemporal": 2}
+SUBSCRIBE_MODES: Final[Mapping[str, int]] = {"reliable": 0, "lossy": 1}
+START_PLACES: Final[Mapping[str, int]] = {"latest": 0, "earliest": 1}
 
 
 def choose(parameter: str, value: str, choices: Mapping[str, int]) -> int:

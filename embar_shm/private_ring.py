@@ -30,7 +30,7 @@ class PrivateRing:
         self.lost_at: float | None = None
         """time.monotonic() at which the connection was lost; None while there is one."""
         self.lost_because = ""
-        self.geometry = Geometry.plan(slots, slot_bytes, 1)
+        self.geometry = Geometry.plan(slots, slot_bytes, 1, 1)
         # Private: a forked child gets a copy it cannot disturb its parent with.
         try:
             self.memory = mmap.mmap(
@@ -44,7 +44,7 @@ class PrivateRing:
                 "connect with a smaller batch_size or in_flight",
             ) from error
         _core.format_segment(
-            self.memory, slots, slot_bytes, 1, name[:128], boot_id(), time.time_ns()
+            self.memory, slots, slot_bytes, 1, 1, name[:128], boot_id(), time.time_ns()
         )
         _core.publish_segment(self.memory)
 

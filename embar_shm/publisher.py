@@ -62,7 +62,7 @@ class Publisher:
         self._ack = ack
         self._closed = False
         self.publish = link.publish
-        lifecycle.register_publisher(self)
+        lifecycle.register_client(self)
 
     @classmethod
     def connect(

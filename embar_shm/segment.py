@@ -43,7 +43,7 @@ from embar_shm.units import format_size
 
 __all__ = ["Segment", "not_enough_space", "prefault_memory", "remove_dead"]
 
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module has no name for it
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module has no names
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
 _CREATE_TRIES = 10  # a creation can lose against others' `replace_dead`, but not forever
 _LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock
@@ -56,10 +56,20 @@ class Segment:
     advice = "the broker is alive but does not get on: look at that process"
 
     def __init__(
-        self, name: RingName, memory: mmap.mmap, geometry: Geometry, lock_fd: int, inode: int
+        self,
+        name: RingName,
+        memory: mmap.mmap,
+        geometry: Geometry,
+        lock_fd: int,
+        inode: int,
+        slots: mmap.mmap | None = None,
     ) -> None:
         self.name = name
         self.memory = memory
+        self.slots = slots
+        """The slots alone, read-only, where `memory` ends before them; None: they are in it."""
+        self.log: int = _core.read_header(memory)["created_unix_ns"]
+        """Identifies the log: a broker that is started anew has another."""
         self.geometry = geometry
         self.lock_fd = lock_fd
         self._inode = inode
@@ -102,6 +112,7 @@ class Segment:
                 geometry.slots,
                 geometry.slot_bytes,
                 geometry.max_publishers,
+                geometry.max_subscribers,
                 str(name),
                 boot_id(),
                 time.time_ns(),
@@ -119,25 +130,33 @@ class Segment:
         return segment
 
     @classmethod
-    def attach(cls, name: RingName, *, timeout: float = 0.0, prefault: bool = True) -> Segment:
+    def attach(
+        cls,
+        name: RingName,
+        *,
+        timeout: float = 0.0,
+        prefault: bool = True,
+        read_only_slots: bool = False,
+    ) -> Segment:
         """Maps an existing segment after checking every field of its header.
 
         Waits up to `timeout` seconds for a broker to appear. Without `prefault` the memory is
-        left untouched: for those who only look at the counters. Raises `NoSuchBroker`,
+        left untouched: for those who only look at the counters. `read_only_slots`: for subscribers,
+        who cannot write into a batch then. Raises `NoSuchBroker`,
         `BrokerGone` when its broker left it behind, and `IncompatibleSegment` with both sides'
         values when this version cannot use it.
         """
         deadline = time.monotonic() + timeout
         while True:
             try:
-                return cls._attach_now(name, prefault)
+                return cls._attach_now(name, prefault, read_only_slots)
             except (NoSuchBroker, BrokerGone):  # perhaps it is just being started again
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
 
     @classmethod
-    def _attach_now(cls, name: RingName, prefault: bool) -> Segment:
+    def _attach_now(cls, name: RingName, prefault: bool, read_only_slots: bool) -> Segment:
         lock_fd = liveness.opened(lambda: _open(name))
         try:
             size = _await_creation(name, lock_fd)
@@ -146,10 +165,11 @@ class Segment:
                 inode = os.fstat(mapped).st_ino
                 if inode != os.fstat(lock_fd).st_ino:
                     raise BrokerGone(f"the broker of {name} was replaced just now", "connect again")
-                memory = mmap.mmap(mapped, size)
+                with mmap.mmap(mapped, min(size, mmap.PAGESIZE), prot=mmap.PROT_READ) as header:
+                    geometry = validated(name, header, size)
+                memory, slots = _mapped(mapped, geometry, read_only_slots)
             finally:
                 os.close(mapped)
-            geometry = validated(name, memory, size)
             if not _core.is_locked(lock_fd, _core.BROKER_LOCK):
                 raise BrokerGone(
                     f"the broker of {name} is gone; it left {name.path} behind",
@@ -158,10 +178,12 @@ class Segment:
                 )
             if prefault:
                 prefault_memory(memory)
+                if slots is not None:
+                    prefault_memory(slots, write=False)
         except BaseException:
             liveness.close(lock_fd)
             raise
-        return cls(name, memory, geometry, lock_fd, inode)
+        return cls(name, memory, geometry, lock_fd, inode, slots)
 
     # --- looking and giving back --------------------------------------------------------------
 
@@ -190,6 +212,21 @@ class Segment:
     def after_fork_in_child(self) -> None:
         """The lock's descriptor is closed already: a child must not keep its parent alive."""
         self.lock_fd = -1
+
+
+def _mapped(
+    fd: int, geometry: Geometry, read_only_slots: bool
+) -> tuple[mmap.mmap, mmap.mmap | None]:
+    """The whole segment, or the words before the slots, and the slots to look at."""
+    if not read_only_slots:
+        return mmap.mmap(fd, geometry.total_bytes), None
+    slots = mmap.mmap(
+        fd,
+        geometry.total_bytes - geometry.slots_offset,
+        prot=mmap.PROT_READ,
+        offset=geometry.slots_offset,
+    )
+    return mmap.mmap(fd, geometry.slots_offset), slots
 
 
 def _unlink(name: RingName, inode: int) -> None:
@@ -298,10 +335,10 @@ def not_enough_space(what: str, needed: int, why: str) -> NotEnoughSpace:
     )
 
 
-def prefault_memory(memory: mmap.mmap) -> None:
+def prefault_memory(memory: mmap.mmap, *, write: bool = True) -> None:
     """Fills the page table now: a first touch later would be measured as somebody's slow copy."""
     try:
-        memory.madvise(_MADV_POPULATE_WRITE)
+        memory.madvise(_MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a kernel before 5.14
             raise

@@ -1,7 +1,8 @@
-"""The contract of a transport: how the bytes of a batch reach a slot of a broker's ring.
+"""The contract of a transport: how a batch reaches a slot of a broker's ring, and a reader.
 
-A transport has two sides. `Transport.connect` makes the publisher's side, a `PublisherLink`;
-`Transport.listen` the broker's side, a `Listener`. Everything behind the slot (accept,
+A transport has three sides. `Transport.connect` makes the publisher's side, a `PublisherLink`;
+`Transport.subscribe` the subscriber's, a `SubscriberLink`; `Transport.listen` the broker's, a
+`Listener`. Everything behind the slot (accept,
 acknowledge, order, statistics) exists once, in the broker, whatever the transport.
 
 Transports register under the entry-point group ``embar_shm.transports``, named by their URL scheme.
@@ -11,12 +12,13 @@ Transports register under the entry-point group ``embar_shm.transports``, named 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from embar_shm.options import CopyMode, WaitMode
+from embar_shm.errors import ConfigurationError
+from embar_shm.options import CopyMode, StartPlace, SubscribeMode, WaitMode
 
 if TYPE_CHECKING:
     import ssl
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from embar_shm._core import Batch
     from embar_shm.broker import Broker
     from embar_shm.net import SocketCounters
 
@@ -34,9 +37,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ListenOptions",
     "Listener",
+    "Position",
     "PublisherLink",
     "PublisherOptions",
     "PublisherStats",
+    "SubscriberLink",
+    "SubscriberOptions",
+    "SubscriberStats",
     "Transport",
 ]
 
@@ -61,6 +68,44 @@ class PublisherOptions:
     token: str | None = None  # shared secret
     tls: ssl.SSLContext | None = None  # None: not encrypted
     socket_buffer: int | None = None  # None: what the transport thinks best
+
+
+class Position(NamedTuple):
+    """A place in the log of one broker: where a subscriber begins, or goes on."""
+
+    log: int  # identifies the log; a broker that is started anew has another
+    ticket: int  # the next ticket to read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriberOptions:
+    """What a subscriber asked for; checked by `Subscriber.connect`."""
+
+    mode: SubscribeMode
+    start: StartPlace | int | Position  # int: a ticket
+    name: str
+    timeout: float | None  # seconds; None: waits forever
+    connect_timeout: float  # seconds
+    wait: WaitMode
+    spin_us: float
+    # For transports with a network in between; others take no notice of them.
+    in_flight: int | None = None  # batches on their way or in use here; None: a default
+    token: str | None = None
+    tls: ssl.SSLContext | None = None
+    socket_buffer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberStats:
+    """Counters of one subscriber since it connected. Bytes are message bytes."""
+
+    batches: int  # read
+    messages: int
+    payload_bytes: int
+    lost: int  # batches overwritten before they were read; lossy only
+    held: int  # batches read and not released
+    lag: int  # batches in the log that are not read, as far as known here
+    waits: int  # times a batch had to be waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +184,63 @@ class PublisherLink(abc.ABC):
         """Makes this copy of a forked child raise `ClosedError`, touching nothing shared."""
 
 
+class SubscriberLink(abc.ABC):
+    """A connected subscriber. Its methods do what `Subscriber`'s of the same name promise."""
+
+    name: str
+    mode: SubscribeMode
+
+    @property
+    @abc.abstractmethod
+    def next(self) -> Callable[..., Batch]:
+        """``next(timeout=...)``, called once per batch: a native function."""
+
+    @property
+    @abc.abstractmethod
+    def poll(self) -> Callable[[], Batch | None]:
+        """``poll()``, a native function."""
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """A native iterator."""
+
+    @abc.abstractmethod
+    def wait(self, timeout: float | None) -> bool:
+        """Waits until `poll` has something to tell (True), `timeout` seconds at most (False)."""
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """Ends a `wait` of another thread, or else the next one, once: it returns False."""
+
+    @abc.abstractmethod
+    def position(self) -> Position:
+        """The place after the last batch that was read."""
+
+    @abc.abstractmethod
+    def stats(self) -> SubscriberStats:
+        """The counters now, or at the end."""
+
+    def sockets(self) -> SocketCounters | None:
+        """What its sockets did; None: it has none."""
+        return None
+
+    def hurry(self) -> None:  # noqa: B027 - most do not wait in close()
+        """The program was interrupted (Ctrl-C): `close`, which follows, waits for nobody long."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Reads no more; what is in use by a view is kept until that is gone. Idempotent."""
+
+    @property
+    @abc.abstractmethod
+    def is_closed(self) -> bool:
+        """Was `close` called?"""
+
+    @abc.abstractmethod
+    def after_fork_in_child(self) -> None:
+        """Makes this copy of a forked child raise `ClosedError`, touching nothing shared."""
+
+
 class Listener(abc.ABC):
     """The broker's side of a transport, between `Transport.listen` and `stop`."""
 
@@ -160,13 +262,20 @@ class Listener(abc.ABC):
 
 
 class Transport(abc.ABC):
-    """One way to move batches. Has no state: both methods may be called any number of times."""
+    """One way to move batches. Has no state: its methods may be called any number of times."""
 
     scheme: ClassVar[str]
 
     @abc.abstractmethod
     def connect(self, address: str, options: PublisherOptions) -> PublisherLink:
         """Connects to the broker at `address` (what follows "scheme://")."""
+
+    def subscribe(self, address: str, options: SubscriberOptions) -> SubscriberLink:  # noqa: ARG002
+        """Reads the log of the broker at `address`."""
+        raise ConfigurationError(
+            f"the transport {self.scheme!r} has no subscribers, only publishers",
+            "subscribe over another transport",
+        )
 
     @abc.abstractmethod
     def listen(

@@ -1,6 +1,6 @@
-"""Shared memory: a publisher writes its batches straight into the slots of the broker's ring.
+"""Shared memory: publishers write into the slots of the broker's ring, subscribers read there.
 
-The address is the ring's name, "cluster/broker". The ring itself is what publishers connect to, so
+The address is the ring's name, "cluster/broker". The ring itself is what both connect to, so
 listening needs nothing beyond `Broker.create`. Same machine and user only.
 """
 
@@ -9,23 +9,30 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from embar_shm import _core
 from embar_shm.address import RingName
-from embar_shm.errors import ConfigurationError
-from embar_shm.participants import take_row
+from embar_shm.errors import BrokerRestarted, ConfigurationError
+from embar_shm.participants import take_row, take_subscriber_row
 from embar_shm.segment import Segment
 from embar_shm.transports.base import (
     Listener,
     ListenOptions,
+    Position,
     PublisherLink,
     PublisherOptions,
+    SubscriberLink,
+    SubscriberOptions,
     Transport,
 )
+from embar_shm.transports.reading import ReadingLink
 from embar_shm.transports.ring import RingLink, batch_size_for
 
 if TYPE_CHECKING:
     from embar_shm.broker import Broker
 
-__all__ = ["ShmLink", "ShmTransport"]
+__all__ = ["ShmLink", "ShmSubscriberLink", "ShmTransport"]
+
+_ADMISSION = 10.0  # seconds a broker gets to answer a subscriber that joins
 
 
 class ShmTransport(Transport):
@@ -38,6 +45,21 @@ class ShmTransport(Transport):
         segment = Segment.attach(name, timeout=options.connect_timeout)
         try:
             return ShmLink(segment, options)
+        except BaseException:
+            segment.close()
+            raise
+
+    def subscribe(
+        self,
+        address: str,
+        options: SubscriberOptions,
+        broker: _core.BrokerCore | None = None,
+    ) -> SubscriberLink:
+        """`broker`: the core of the ring's broker, if waiting for batches shall serve it."""
+        name = RingName.parse(address)
+        segment = Segment.attach(name, timeout=options.connect_timeout, read_only_slots=True)
+        try:
+            return ShmSubscriberLink(segment, options, broker)
         except BaseException:
             segment.close()
             raise
@@ -99,4 +121,39 @@ class ShmLink(RingLink):
 
     def after_fork_in_child(self) -> None:
         self._core.after_fork_in_child()
+        self._segment.after_fork_in_child()
+
+
+class ShmSubscriberLink(ReadingLink):
+    """A row of the ring's other table, held by its liveness lock, and a look at the slots."""
+
+    def __init__(
+        self, segment: Segment, options: SubscriberOptions, broker: _core.BrokerCore | None
+    ) -> None:
+        if isinstance(options.start, Position) and options.start.log != segment.log:
+            raise BrokerRestarted(
+                f"{options.start} is not of the log of {segment.name}, which is {segment.log}: the "
+                "broker was started anew",
+                "begin at 'earliest'",
+            )
+        super().__init__(
+            segment,
+            options,
+            log=segment.log,
+            memory=segment.memory,
+            slots=segment.slots,
+            row=take_subscriber_row(segment),
+            lock_fd=segment.lock_fd,
+            on_left=segment.close,
+            broker=broker,
+        )
+        self._segment = segment
+        try:
+            self._core.join(max(_ADMISSION, options.connect_timeout))
+        except BaseException:
+            self._core.close()
+            raise
+
+    def after_fork_in_child(self) -> None:
+        super().after_fork_in_child()
         self._segment.after_fork_in_child()

@@ -14,6 +14,17 @@ const char* state_name(u32 state) {
     return "?";
 }
 
+const char* state_name(SubscriberState state) {
+    switch (state) {
+        case SubscriberState::Free: return "free";
+        case SubscriberState::Joining: return "joining";
+        case SubscriberState::Active: return "active";
+        case SubscriberState::Refused: return "refused";
+        case SubscriberState::Closed: return "closed";
+    }
+    return "?";
+}
+
 class Monitor {
 public:
     explicit Monitor(nb::handle buffer) : Monitor(buffer, false) {}
@@ -28,6 +39,7 @@ public:
         d["epoch"] = value(c.epoch);
         d["broker_pid"] = value(c.broker_pid);
         d["attached"] = value(c.attached);
+        d["subscribers"] = value(c.subscribers);
         d["space_waiters"] = value(c.space_waiters);
         d["batches"] = value(c.batches);
         d["messages"] = value(c.messages);
@@ -37,6 +49,7 @@ public:
         d["corrupt"] = value(c.corrupt);
         d["reaped_publishers"] = value(c.reaped_publishers);
         d["reaped_slots"] = value(c.reaped_slots);
+        d["reaped_subscribers"] = value(c.reaped_subscribers);
         d["sleeps"] = value(c.sleeps);
         d["wakes_sent"] = value(c.wakes_sent);
         d["missed_wakeups"] = value(c.missed_wakeups);
@@ -67,6 +80,33 @@ public:
         d["wakes_sent"] = value(p.wakes_sent);
         d["missed_wakeups"] = value(p.missed_wakeups);
         d["nontemporal_batches"] = value(p.nontemporal_batches);
+        return d;
+    }
+    nb::dict subscriber(u32 index) const {
+        if (index >= ring_.geometry().max_subscribers) throw nb::index_error("no such row in the subscribers table");
+        const SubscriberEntry& s = ring_.subscriber(index);
+        char called[sizeof s.name];
+        std::memcpy(called, s.name, sizeof called);
+        called[sizeof called - 1] = 0;
+        nb::dict d;
+        d["index"] = index;
+        d["state"] = state_name(static_cast<SubscriberState>(s.state.load(std::memory_order_acquire)));
+        d["pid"] = value(s.pid);
+        d["name"] =
+            nb::steal<nb::str>(PyUnicode_DecodeUTF8(called, static_cast<Py_ssize_t>(strlen(called)), "replace"));
+        d["mode"] = value(s.mode) == static_cast<u32>(SubscribeMode::Lossy) ? "lossy" : "reliable";
+        d["attached_ns"] = value(s.attached_ns);
+        d["cursor"] = value(s.cursor);
+        d["next"] = value(s.next);
+        d["moved_ns"] = value(s.moved_ns);
+        d["stalled_ns"] = stalled(s);
+        d["batches"] = value(s.batches);
+        d["messages"] = value(s.messages);
+        d["payload_bytes"] = value(s.payload_bytes);
+        d["lost"] = value(s.lost);
+        d["corrupt"] = value(s.corrupt);
+        d["waits"] = value(s.waits);
+        d["missed_wakeups"] = value(s.missed_wakeups);
         return d;
     }
     nb::dict broker_stages() const {
@@ -102,9 +142,19 @@ public:
         return l;
     }
     u32 max_publishers() const { return ring_.geometry().max_publishers; }
+    u32 max_subscribers() const { return ring_.geometry().max_subscribers; }
 
 protected:
-    Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(ring_in(buffer_)) {}
+    // For how long a subscriber has had the batch at its cursor, ns; 0: there is none.
+    u64 stalled(const SubscriberEntry& s) const {
+        const u64 cursor = value(s.cursor), e = ring_.entry(cursor).load(std::memory_order_acquire);
+        if (cursor >= value(ring_.control().head) || !ticket::is_used(e) || ticket::lap(e) != ring_.lap_of(cursor) ||
+            ticket::slot(e) >= ring_.geometry().slots)
+            return 0;
+        const u64 since = std::max(value(s.moved_ns), value(ring_.slot(ticket::slot(e)).owned_since)), now = now_ns();
+        return now > since ? now - since : 0;
+    }
+    Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(ring_in(buffer_, writable)) {}
     u32 checked(u32 index) const {
         if (index >= ring_.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
         return index;
@@ -157,6 +207,8 @@ void bind_ring(nb::module_& m) {
              "The broker's words and counters.")
         .def("publisher", &Monitor::publisher, nb::arg("index"),
              nb::sig("def publisher(self, index: int) -> dict[str, Any]"), "One row of the publishers table.")
+        .def("subscriber", &Monitor::subscriber, nb::arg("index"),
+             nb::sig("def subscriber(self, index: int) -> dict[str, Any]"), "One row of the subscribers table.")
         .def("broker_stages", &Monitor::broker_stages, nb::sig("def broker_stages(self) -> dict[str, dict[str, Any]]"),
              "Histograms in ns: validate, queue, release.")
         .def("publisher_stages", &Monitor::publisher_stages, nb::arg("index"),
@@ -164,7 +216,8 @@ void bind_ring(nb::module_& m) {
              "Histograms in ns of one publisher.")
         .def("slots", &Monitor::slots, nb::sig("def slots(self) -> list[tuple[int, int, int, int]]"),
              "Per slot: (slot, owner index or -1, generation, held for ns).")
-        .def_prop_ro("max_publishers", &Monitor::max_publishers);
+        .def_prop_ro("max_publishers", &Monitor::max_publishers)
+        .def_prop_ro("max_subscribers", &Monitor::max_subscribers);
     nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")
         .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
         .def("claim", &Steps::claim, nb::arg("owner"), "Claims the first free slot: (slot, generation), or None.")

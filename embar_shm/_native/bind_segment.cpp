@@ -15,8 +15,10 @@ nb::dict as_dict(const Geometry& g) {
     d["slots"] = g.slots;
     d["slot_bytes"] = g.slot_bytes;
     d["max_publishers"] = g.max_publishers;
+    d["max_subscribers"] = g.max_subscribers;
     d["tickets"] = g.tickets;
     d["publishers_offset"] = g.publishers_offset;
+    d["subscribers_offset"] = g.subscribers_offset;
     d["tickets_offset"] = g.tickets_offset;
     d["slot_words_offset"] = g.slot_words_offset;
     d["slots_offset"] = g.slots_offset;
@@ -25,9 +27,11 @@ nb::dict as_dict(const Geometry& g) {
     return d;
 }
 
-Geometry planned(u64 slots, u64 slot_bytes, u64 max_publishers) {
-    if (const char* why = Geometry::error(slots, slot_bytes, max_publishers)) throw nb::value_error(why);
-    return Geometry::plan(static_cast<u32>(slots), slot_bytes, static_cast<u32>(max_publishers));
+Geometry planned(u64 slots, u64 slot_bytes, u64 max_publishers, u64 max_subscribers) {
+    if (const char* why = Geometry::error(slots, slot_bytes, max_publishers, max_subscribers))
+        throw nb::value_error(why);
+    return Geometry::plan(static_cast<u32>(slots), slot_bytes, static_cast<u32>(max_publishers),
+                          static_cast<u32>(max_subscribers));
 }
 
 }  // namespace
@@ -41,29 +45,33 @@ void bind_segment(nb::module_& m) {
     m.attr("FRAME_HEADER_BYTES") = kFrameHeader;
     m.attr("BROKER_LOCK") = kBrokerLock;
     m.attr("MAX_PUBLISHERS") = kMaxPublishers;
+    m.attr("MAX_SUBSCRIBERS") = kMaxSubscribers;
+    m.attr("LOG_OWNER") = kLogOwner;
     m.attr("MAX_SLOTS") = kMaxSlots;
     m.attr("MAX_SLOT_BYTES") = kMaxSlotBytes;
     m.attr("HAS_NONTEMPORAL") = kHasNonTemporal;
 
     m.def(
         "plan",
-        [](u64 slots, u64 slot_bytes, u64 publishers) { return as_dict(planned(slots, slot_bytes, publishers)); },
-        nb::arg("slots"), nb::arg("slot_bytes"), nb::arg("max_publishers"),
-        nb::sig("def plan(slots: int, slot_bytes: int, max_publishers: int) -> dict[str, int]"),
+        [](u64 slots, u64 slot_bytes, u64 publishers, u64 subscribers) {
+            return as_dict(planned(slots, slot_bytes, publishers, subscribers));
+        },
+        nb::arg("slots"), nb::arg("slot_bytes"), nb::arg("max_publishers"), nb::arg("max_subscribers"),
+        nb::sig("def plan(slots: int, slot_bytes: int, max_publishers: int, max_subscribers: int) -> dict[str, int]"),
         "Offsets and sizes in bytes of a segment with this geometry. Raises ValueError beyond the limits.");
     m.def(
         "format_segment",
-        [](nb::handle buffer, u64 slots, u64 slot_bytes, u64 publishers, const std::string& name,
+        [](nb::handle buffer, u64 slots, u64 slot_bytes, u64 publishers, u64 subscribers, const std::string& name,
            const std::string& boot_id, u64 unix_ns) {
-            const Geometry g = planned(slots, slot_bytes, publishers);
+            const Geometry g = planned(slots, slot_bytes, publishers, subscribers);
             HeldBuffer held(buffer, true);
             if (held.size() < g.total_bytes) throw nb::value_error("the buffer is smaller than the planned segment");
             Ring::format(held.data(), g, name.c_str(), boot_id.c_str(), unix_ns);
         },
-        nb::arg("buffer"), nb::arg("slots"), nb::arg("slot_bytes"), nb::arg("max_publishers"), nb::arg("name"),
-        nb::arg("boot_id"), nb::arg("unix_ns"),
+        nb::arg("buffer"), nb::arg("slots"), nb::arg("slot_bytes"), nb::arg("max_publishers"),
+        nb::arg("max_subscribers"), nb::arg("name"), nb::arg("boot_id"), nb::arg("unix_ns"),
         nb::sig("def format_segment(buffer: Buffer, slots: int, slot_bytes: int, max_publishers: int, "
-                "name: str, boot_id: str, unix_ns: int) -> None"),
+                "max_subscribers: int, name: str, boot_id: str, unix_ns: int) -> None"),
         "Writes the segment header, all but its magic, into zeroed memory.");
     m.def(
         "publish_segment",
@@ -93,7 +101,9 @@ void bind_segment(nb::module_& m) {
             d["slots"] = h.slots;
             d["tickets"] = h.tickets;
             d["max_publishers"] = h.max_publishers;
+            d["max_subscribers"] = h.max_subscribers;
             d["publishers_offset"] = h.publishers_offset;
+            d["subscribers_offset"] = h.subscribers_offset;
             d["tickets_offset"] = h.tickets_offset;
             d["slot_words_offset"] = h.slot_words_offset;
             d["slots_offset"] = h.slots_offset;
@@ -106,6 +116,8 @@ void bind_segment(nb::module_& m) {
         "The fields of a segment header, unchecked.");
 
     m.def("publisher_lock", &publisher_lock, nb::arg("index"), "Byte offset of the liveness lock of a publishers row.");
+    m.def("subscriber_lock", &subscriber_lock, nb::arg("index"),
+          "Byte offset of the liveness lock of a subscribers row.");
     m.def(
         "try_lock",
         [](int fd, u64 offset) {

@@ -36,10 +36,11 @@ private:
     Py_buffer view_{};
 };
 
-// The ring in a buffer; throws ValueError when there is none.
-inline Ring ring_in(const HeldBuffer& buffer) {
+// The ring in a buffer; throws ValueError when there is none. Without `with_slots` nobody looks into the slots.
+inline Ring ring_in(const HeldBuffer& buffer, bool with_slots = true) {
     Geometry geometry;
-    if (const char* why = Ring::unusable(buffer.data(), buffer.size(), geometry)) throw nb::value_error(why);
+    if (const char* why = Ring::unusable(buffer.data(), buffer.size(), geometry, with_slots))
+        throw nb::value_error(why);
     return Ring(buffer.data(), geometry);
 }
 
@@ -81,6 +82,7 @@ void bind_ring(nb::module_& m);
 void bind_broker(nb::module_& m);
 void bind_publisher(nb::module_& m);
 void bind_reservation(nb::module_& m);
+void bind_subscriber(nb::module_& m);
 void bind_network(nb::module_& m);
 void bind_ceiling(nb::module_& m);
 

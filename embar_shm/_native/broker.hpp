@@ -1,13 +1,17 @@
 // The broker: sole consumer and sole reaper of one ring.
 //
 //   accept    look at the next ticket, copy the header once, check it, drop duplicates, acknowledge
+//   pass      every subscriber is done with the ticket: it no longer counts against its publisher's quota
 //   release   recycle the ticket, free the slot, wake whoever waits for it
-//   reap      free what publishers that are gone left behind
+//   reap      free what publishers and subscribers that are gone left behind (gates.hpp: subscribers)
 //   serve     all of it, sleeping in between
 //
 // An acknowledgement (`accepted_seq`) is absolute, and only ever the number of batches that form an unbroken
 // prefix of the publisher's sequence, each wholly in the log: it is stored after the batch's own ticket was
 // accepted, and a batch that would leave a gap is refused.
+//
+// released <= passed <= head. What lies between `released` and `passed` is retained for subscribers that come
+// late or are lossy; it is given up as soon as a publisher finds no free slot.
 //
 // Sequence numbers and cursors are kept in private memory and only published to the segment: nobody can
 // make the broker acknowledge, release or skip by writing there.
@@ -15,6 +19,7 @@
 
 #include <vector>
 
+#include "gates.hpp"
 #include "liveness.hpp"
 #include "ring.hpp"
 #include "waiting.hpp"
@@ -32,16 +37,17 @@ struct Accepted {
 
 class Broker {
 public:
-    enum class Result { TimedOut, Stopped, Interrupted, Corrupt };
+    enum class Result { TimedOut, Stopped, Interrupted, Corrupt, Ready };
 
     // `lock_fd`: an open file description of the segment on which the broker's byte is locked; -1 on a
     // plain buffer (tests), where nobody is ever found dead. Without `stage_times` no clock is read for them.
-    Broker(Ring ring, int lock_fd, const SpinOptions& spin, bool stage_times = true)
-        : ring_(ring), lock_fd_(lock_fd), stage_times_(stage_times), spin_(spin),
+    // `retain`: batches that stay readable after everybody has read them.
+    Broker(Ring ring, int lock_fd, const SpinOptions& spin, bool stage_times = true, u32 retain = 0)
+        : ring_(ring), lock_fd_(lock_fd), stage_times_(stage_times), spin_(spin), gates_(ring, lock_fd, retain),
           peers_(ring.geometry().max_publishers), accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
         Control& c = ring_.control();
         // What is accepted and not released is looked at again, and found to be a duplicate.
-        head_ = released_ = c.released.load(std::memory_order_relaxed);
+        head_ = passed_ = released_ = c.released.load(std::memory_order_relaxed);
         for (u32 i = 0; i < peers_.size(); ++i) {
             peers_[i].accepted_seq = ring_.publisher(i).accepted_seq.load(std::memory_order_relaxed);
             peers_[i].released = ring_.publisher(i).released_batches.load(std::memory_order_relaxed);
@@ -96,9 +102,12 @@ public:
                 accuse(row, Fault::BadHeader, peer.accepted_seq + 1);
                 break;
         }
+        if (out.verdict != Verdict::Accepted) ring_.refuse(head_);
+        if (gates_.any_reliable())  // from now on it is they who hold the slot
+            ring_.slot(out.where.slot).owned_since.store(begin ? begin : now_ns(), std::memory_order_relaxed);
         accepted_[head_ % accepted_.size()] = out.where;
         ++head_;
-        c.head.store(head_, std::memory_order_release);
+        c.head.store(head_, std::memory_order_release);  // pairs with Subscriber::take()
         // The acknowledgement. seq_cst: the condition of the publisher's eventcount.
         row.accepted_seq.store(peer.accepted_seq, std::memory_order_seq_cst);
         if (stage_times_) {
@@ -109,29 +118,34 @@ public:
         return true;
     }
 
-    // Wakes who waits for an acknowledgement, where release_next() does not follow at once.
-    void announce(u32 owner) noexcept { wake(ring_.publisher(owner)); }
+    // Wakes who waits for an acknowledgement, where a release does not follow at once.
+    void announce(u32 owner) noexcept {
+        if (owner < peers_.size()) wake(ring_.publisher(owner));
+    }
 
-    // Releases the oldest accepted ticket and wakes who waits. => false: everything accepted is released.
+    // Passes and releases what every subscriber has passed, and wakes who waits for it. Keeps as much as is to be
+    // retained, unless a slot is `wanted` and none is free.
+    void release(bool wanted) noexcept {
+        const u64 gate = gates_.lowest(head_), keep = gates_.retained();
+        // A slot is free before its publisher hears that it may claim another one.
+        for (; passed_ < gate; pass_next())
+            while (released_ + keep <= passed_) free_next();
+        while (released_ + keep < std::min(passed_, gate)) free_next();
+        if (wanted)
+            while (released_ < std::min(passed_, gate) && !ring_.any_free()) free_next();
+    }
+    // Releases the oldest accepted ticket, retained or not. => false: there is none, or a subscriber holds it.
     bool release_next() noexcept {
-        if (released_ == head_) return false;
-        const u64 begin = clock();
-        const Ring::Committed where = accepted_[released_ % accepted_.size()];
-        PublisherEntry& row = ring_.publisher(where.owner);
-        held_[where.slot] = false;
-        ring_.release(released_, where);
-        ++released_;
-        ring_.control().released.store(released_, std::memory_order_release);
-        row.released_batches.store(++peers_[where.owner].released, std::memory_order_seq_cst);
-        wake(row);
-        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
-        if (stage_times_) ring_.control().release.record(now_ns() - begin);
+        if (released_ >= gates_.lowest(head_)) return false;
+        free_next();
+        if (passed_ < released_) pass_next();
         return true;
     }
 
     // Frees the slots and rows of publishers that are gone. => rows freed.
     u32 reap() noexcept {
         u32 rows = 0, attached = 0;
+        gates_.reap();
         if (lock_fd_ < 0) return 0;
         for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
             const auto state = static_cast<EntryState>(ring_.publisher(i).state.load(std::memory_order_acquire));
@@ -149,12 +163,18 @@ public:
         ring_.control().attached.store(attached, std::memory_order_relaxed);
         return rows;
     }
-    // Frees row i and its slots if it has no batch in the log that is not released. The caller knows that
-    // the owner is gone. => false: come back after the next release.
+    // Frees row i and its slots if it has no batch that is not accepted; those that are in the log already are the
+    // log's from now on. The caller knows that the owner is gone. => false: come back after the next accept.
     bool reap_row(u32 i) noexcept {
-        if (ring_.has_committed(i, released_)) return false;
+        if (ring_.has_committed(i, head_)) return false;
         PublisherEntry& row = ring_.publisher(i);
         Control& c = ring_.control();
+        for (u64 t = released_; t < head_; ++t) {
+            Ring::Committed& where = accepted_[t % accepted_.size()];
+            if (where.owner != i) continue;
+            where.owner = kLogOwner;
+            ring_.inherit(where);
+        }
         const u32 slots = ring_.reap_slots(i);
         Histogram::add(c.reaped_slots, slots);
         if (row.state.load(std::memory_order_relaxed) == static_cast<u32>(EntryState::Active))
@@ -166,15 +186,33 @@ public:
         return true;
     }
 
-    // Works and sleeps until the deadline, a stop() or a signal. Comes back in time under any load.
-    Result serve(u64 deadline_ns) noexcept {
+    // Accepts and releases what there is, tells everybody about it. => how many batches were accepted.
+    int sweep(bool wanted) noexcept {
+        Accepted a;
+        int n = 0;
+        const u64 before = head_;
+        while (n < kSweep && accept(a)) ++n;
+        if (n) {
+            // Again, seq_cst: the condition of the subscribers' eventcount. One wake-up for all of a sweep.
+            ring_.control().head.store(head_, std::memory_order_seq_cst);
+            if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
+        }
+        release(wanted);
+        for (u64 t = std::max(before, passed_); t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
+        return n;
+    }
+
+    // Answers subscribers that are joining.
+    void admit() noexcept { gates_.admit(released_, head_); }
+
+    // Works and sleeps until the deadline, a stop() or a signal, or until `head` is beyond `until` (Ready). Comes
+    // back in time under any load.
+    Result serve(u64 deadline_ns, u64 until = kNoTicket) noexcept {
         Control& c = ring_.control();
         u64 last = kNoTicket;  // set by stop(): what is committed by then is less than a lap ahead
         for (;;) {
-            Accepted a;
-            int n = 0;
-            while (n < kSweep && accept(a)) ++n;
-            while (release_next()) {}
+            const int n = sweep(c.space_waiters.load(std::memory_order_seq_cst) != 0);
+            if (head_ > until) return Result::Ready;
             if (corruption_) {
                 abandon();  // nobody shall wait for what will not come
                 return Result::Corrupt;
@@ -188,6 +226,7 @@ public:
             const bool called = c.look_around.load(std::memory_order_seq_cst) != 0 &&
                                 c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
             const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            if (called) admit();
             if (now >= next_reap_ || called || (wanted && n == 0)) {
                 reap();
                 next_reap_ = now + kReapEveryNs;
@@ -195,15 +234,23 @@ public:
             }
             if (now >= deadline_ns) return Result::TimedOut;
             if (n > 0) continue;
+            if (gates_.reap_slowest()) continue;  // the dead hold nothing back
             bool missed = false;
             Histogram::add(c.sleeps, 1);
+            const u64 gate = gates_.lowest(head_);
+            const u32 slowest = gates_.watch();
+            const unsigned attached =
+                c.attached.load(std::memory_order_relaxed) + c.subscribers.load(std::memory_order_relaxed);
             const Wait w = sleep_unless(
                 [&] {
-                    return ring_.is_committed(head_) || stop_.load(std::memory_order_seq_cst) ||
-                           c.look_around.load(std::memory_order_seq_cst) != 0;
+                    return ring_.holds(head_) || stop_.load(std::memory_order_seq_cst) ||
+                           c.look_around.load(std::memory_order_seq_cst) != 0 ||
+                           (slowest && (gates_.lowest(head_) > gate || gates_.slowest() != slowest)) ||
+                           (released_ < std::min(passed_, gate) && c.space_waiters.load(std::memory_order_seq_cst) &&
+                            !ring_.any_free());
                 },
-                c.event, c.sleeping, deadline_ns, spin_.budget_ns(1 + c.attached.load(std::memory_order_relaxed)),
-                wanted ? kWantedSleepNs : kMaxSleepNs, missed);
+                c.event, c.sleeping, deadline_ns, spin_.budget_ns(1 + attached),
+                wanted || slowest ? kWantedSleepNs : kMaxSleepNs, missed);
             spin_.outcome(w == Wait::Ready);
             if (missed) Histogram::add(c.missed_wakeups, 1);
             if (w == Wait::Interrupted) return Result::Interrupted;
@@ -221,14 +268,15 @@ public:
     void abandon() noexcept {
         ring_.control().state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
         for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) wake(ring_.publisher(i));
+        gates_.tell();
     }
 
     // The end: nobody may begin another batch, what is committed is accepted, everybody is told. A batch that
-    // is committed after that is not in the log, and its publisher will know.
+    // is committed after that is not in the log, and its publisher will know. Subscribers read on: from now on
+    // nothing is released.
     void retire() noexcept {
         ring_.control().state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
-        Accepted a;
-        while (accept(a)) release_next();
+        while (sweep(false) > 0) {}
         abandon();
     }
 
@@ -246,28 +294,32 @@ private:
 
     Verdict judge(const BatchHeader& h, u32 owner) const noexcept {
         const PublisherEntry& row = ring_.publisher(owner);
-        if (h.magic != kBatchMagic || h.version != kBatchVersion || h.check != header_check(h))
-            return Verdict::BadHeader;
-        if (h.publisher_id != row.publisher_id.load(std::memory_order_relaxed) ||
+        if (!well_formed(h, ring_.geometry().slot_bytes) ||
+            h.publisher_id != row.publisher_id.load(std::memory_order_relaxed) ||
             h.incarnation != row.incarnation.load(std::memory_order_relaxed))
             return Verdict::BadHeader;
-        if (h.messages == 0 || h.body_bytes > ring_.geometry().slot_bytes) return Verdict::BadHeader;
-        const u64 n = h.messages;
-        switch (static_cast<Format>(h.format)) {
-            case Format::Fixed:
-                if (h.message_size == 0 || n * h.message_size != h.body_bytes || h.payload_bytes != h.body_bytes)
-                    return Verdict::BadHeader;
-                break;
-            case Format::Variable:
-                if (h.message_size != 0 || h.body_bytes % 8 || h.payload_bytes < n || h.payload_bytes > h.body_bytes ||
-                    h.body_bytes - h.payload_bytes < n * kFrameHeader)
-                    return Verdict::BadHeader;
-                break;
-            default: return Verdict::BadHeader;
-        }
         const u64 last = peers_[owner].accepted_seq;
         if (h.seq <= last) return Verdict::Duplicate;
         return h.seq == last + 1 ? Verdict::Accepted : Verdict::OutOfOrder;
+    }
+
+    // Every subscriber has passed the oldest ticket that was not passed.
+    void pass_next() noexcept {
+        const u32 owner = accepted_[passed_ % accepted_.size()].owner;
+        ++passed_;
+        if (owner >= peers_.size()) return;  // its publisher is gone
+        ring_.publisher(owner).released_batches.store(++peers_[owner].released, std::memory_order_seq_cst);
+        wake(ring_.publisher(owner));
+    }
+    void free_next() noexcept {
+        const u64 begin = clock();
+        const Ring::Committed where = accepted_[released_ % accepted_.size()];
+        held_[where.slot] = false;
+        ring_.release(released_, where);
+        ++released_;
+        ring_.control().released.store(released_, std::memory_order_release);
+        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
+        if (stage_times_) ring_.control().release.record(now_ns() - begin);
     }
 
     void accuse(PublisherEntry& row, Fault fault, u64 seq) noexcept {
@@ -317,11 +369,13 @@ private:
     int lock_fd_;
     bool stage_times_;
     SpinPolicy spin_;
+    Gates gates_;
     std::vector<Peer> peers_;
     std::vector<Ring::Committed> accepted_;  // by ticket: what release_next() needs, out of others' reach
     std::vector<bool> held_;                 // by slot: accepted and not released
     u64 head_ = 0;
-    u64 released_ = 0;
+    u64 passed_ = 0;    // the oldest ticket that a subscriber has not passed
+    u64 released_ = 0;  // the oldest ticket that holds its slot
     u64 next_reap_ = 0;
     u32 next_waiter_ = 0;
     std::atomic<bool> stop_{false};

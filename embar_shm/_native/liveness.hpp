@@ -1,6 +1,7 @@
 // Who is alive: open-file-description byte-range locks on the segment's own file (fcntl(2), F_OFD_SETLK).
 //
-// Byte 0 is the broker's, byte 1 + i belongs to row i of the publishers table. The kernel drops a lock when
+// Byte 0 is the broker's, byte 1 + i belongs to row i of the publishers table, 2048 + i to row i of the
+// subscribers'. The kernel drops a lock when
 // the last descriptor of the holder's open file description is closed, which at a process's death comes after
 // its memory is gone: once a lock can be had, its former holder stores nothing any more. No timeouts, no pid
 // reuse; works across PID namespaces. (Plain POSIX locks would be lost by any close() of the file.)
@@ -15,6 +16,7 @@ namespace embar {
 
 inline constexpr std::uint64_t kBrokerLock = 0;
 constexpr std::uint64_t publisher_lock(std::uint32_t index) noexcept { return 1 + std::uint64_t{index}; }
+constexpr std::uint64_t subscriber_lock(std::uint32_t index) noexcept { return 2048 + std::uint64_t{index}; }
 
 namespace detail {
 inline struct flock one_byte(short type, std::uint64_t offset) noexcept {

@@ -2,12 +2,13 @@
 #include "bindings.hpp"
 
 NB_MODULE(_core, m) {
-    m.doc() = "Native core of embar-shm: ring, broker, publisher. Use embar_shm, not this module.";
+    m.doc() = "Native core of embar-shm: ring, broker, publisher, subscriber. Use embar_shm, not this module.";
     embar::bind_segment(m);
     embar::bind_ring(m);
     embar::bind_broker(m);
     embar::bind_publisher(m);
     embar::bind_reservation(m);
+    embar::bind_subscriber(m);
     embar::bind_network(m);
     embar::bind_ceiling(m);
 }

@@ -2,13 +2,16 @@
 //
 // Nouns.  A *slot* is a piece of memory for one batch. A *ticket* is a batch's place in the log: 0, 1, 2, ...
 // Ticket t lives in entry t mod tickets, in lap t / tickets. A *publisher* claims a slot, fills it, commits
-// it to the next ticket. The *broker* accepts tickets in order, and releases them in order.
+// it to the next ticket. The *broker* accepts tickets in order, and releases them in order, each after every
+// reliable *subscriber* has passed it (gates.hpp, subscriber.hpp).
 //
 // Words, and who writes them:
 //   slot word     FREE(g) -> OWNED(g, p)       claim     publisher p, CAS
 //                 OWNED(g, p) -> FREE(g+1)     release   broker, after the ticket; or reap, once p is gone
 //                                              give back p itself, if it never committed the slot
+//                 OWNED(g, p) -> OWNED(g, log) inherit   broker, once p is gone and its batch is in the log
 //   ticket entry  FREE(lap) -> USED(lap, s, g) commit    any publisher, CAS
+//                 USED -> USED + refused       refuse    broker, before `head` passes it
 //                 USED(lap, ..) -> FREE(lap+1) release   broker
 //   tail          t -> t+1                     help      anybody who saw that entry t is no longer FREE(lap)
 //   head, released                                       broker
@@ -54,28 +57,32 @@ class Ring {
 public:
     // Why these bytes are not a ring this code can use, or null; then `out` is its geometry, from the one and only
     // look at the header: what that says later does not matter. (segment.py gives the long answer.)
-    static const char* unusable(const void* base, std::size_t bytes, Geometry& out) noexcept {
+    // Without `with_slots` the slots need not be in the buffer: they are mapped elsewhere, or not looked at.
+    static const char* unusable(const void* base, std::size_t bytes, Geometry& out, bool with_slots = true) noexcept {
         if (reinterpret_cast<std::uintptr_t>(base) % kLine) return "the buffer is not aligned to 128 bytes";
         if (bytes < sizeof(SegmentHeader)) return "the buffer is smaller than a segment header";
         const auto& h = *static_cast<const SegmentHeader*>(base);
         if (h.magic.load(std::memory_order_acquire) != kMagic) return "the magic is wrong";  // pairs with publish()
-        u32 version, slots, publishers;
+        u32 version, slots, publishers, subscribers;
         u64 slot_bytes;
         std::memcpy(&version, &h.layout_version, sizeof version);
         std::memcpy(&slots, &h.slots, sizeof slots);
         std::memcpy(&publishers, &h.max_publishers, sizeof publishers);
+        std::memcpy(&subscribers, &h.max_subscribers, sizeof subscribers);
         std::memcpy(&slot_bytes, &h.slot_bytes, sizeof slot_bytes);
         std::atomic_signal_fence(std::memory_order_seq_cst);  // the copies are made once, not again below
         if (version != kLayoutVersion) return "the layout version differs";
-        if (const char* why = Geometry::error(slots, slot_bytes, publishers)) return why;
-        out = Geometry::plan(slots, slot_bytes, publishers);
-        if (out.total_bytes > bytes) return "the buffer is truncated";
+        if (const char* why = Geometry::error(slots, slot_bytes, publishers, subscribers)) return why;
+        out = Geometry::plan(slots, slot_bytes, publishers, subscribers);
+        if ((with_slots ? out.total_bytes : out.slots_offset) > bytes) return "the buffer is truncated";
         return nullptr;
     }
 
-    // `base` and `geometry` have been checked with unusable().
-    Ring(void* base, const Geometry& geometry) noexcept
-        : base_(static_cast<char*>(base)), geometry_(geometry), mask_(geometry.tickets - 1),
+    // `base` and `geometry` have been checked with unusable(). `slots`: where the slots are, if not behind the rest.
+    Ring(void* base, const Geometry& geometry, const void* slots = nullptr) noexcept
+        : base_(static_cast<char*>(base)),
+          slots_(slots ? static_cast<char*>(const_cast<void*>(slots)) : base_ + geometry.slots_offset),
+          geometry_(geometry), mask_(geometry.tickets - 1),
           shift_(static_cast<unsigned>(std::countr_zero(geometry.tickets))) {}
 
     // Writes the header of a new segment into zeroed memory: all-zero control words are an empty ring.
@@ -90,7 +97,9 @@ public:
         h->slots = g.slots;
         h->tickets = g.tickets;
         h->max_publishers = g.max_publishers;
+        h->max_subscribers = g.max_subscribers;
         h->publishers_offset = g.publishers_offset;
+        h->subscribers_offset = g.subscribers_offset;
         h->tickets_offset = g.tickets_offset;
         h->slot_words_offset = g.slot_words_offset;
         h->slots_offset = g.slots_offset;
@@ -108,11 +117,14 @@ public:
     PublisherEntry& publisher(u32 i) const noexcept {
         return reinterpret_cast<PublisherEntry*>(base_ + geometry_.publishers_offset)[i];
     }
+    SubscriberEntry& subscriber(u32 i) const noexcept {
+        return reinterpret_cast<SubscriberEntry*>(base_ + geometry_.subscribers_offset)[i];
+    }
     std::atomic<u64>& entry(u64 t) const noexcept {
         return reinterpret_cast<std::atomic<u64>*>(base_ + geometry_.tickets_offset)[t & mask_];
     }
     SlotWord& slot(u32 s) const noexcept { return reinterpret_cast<SlotWord*>(base_ + geometry_.slot_words_offset)[s]; }
-    char* header_of(u32 s) const noexcept { return base_ + geometry_.slots_offset + u64{s} * geometry_.slot_stride; }
+    char* header_of(u32 s) const noexcept { return slots_ + u64{s} * geometry_.slot_stride; }
     char* payload_of(u32 s) const noexcept { return header_of(s) + kPage; }
     u32 lap_of(u64 t) const noexcept { return static_cast<u32>(t >> shift_); }
 
@@ -182,10 +194,8 @@ public:
     };
     enum class Look { Empty, Committed, Corrupt };
 
-    bool is_committed(u64 t) const noexcept {  // seq_cst: the condition of the broker's eventcount
-        return ticket::is_used(entry(t).load(std::memory_order_seq_cst));
-    }
-    // The same for any ticket: while the broker has not released t - tickets, that one is in the entry of t.
+    // Is a batch committed to t? While t - tickets is not released, that one is in the entry of t. seq_cst: the
+    // condition of an eventcount.
     bool holds(u64 t) const noexcept {
         const u64 e = entry(t).load(std::memory_order_seq_cst);
         return ticket::is_used(e) && ticket::lap(e) == lap_of(t);
@@ -204,6 +214,14 @@ public:
             return Look::Corrupt;
         out = {s, slot_word::owner(w), g};
         return Look::Committed;
+    }
+    // Tells everybody that the batch in ticket t, which `head` has not passed, is not for reading.
+    void refuse(u64 t) const noexcept {
+        entry(t).fetch_or(ticket::kRefused, std::memory_order_relaxed);  // ordered by the store of `head`
+    }
+    // Takes over the slot of a batch in the log whose publisher is gone.
+    void inherit(const Committed& c) const noexcept {
+        slot(c.slot).word.store(slot_word::owned(c.generation, kLogOwner), std::memory_order_release);
     }
     // Recycles ticket t and frees its slot, in this order: a slot that is free has no ticket.
     void release(u64 t, const Committed& c) const noexcept {
@@ -236,6 +254,7 @@ private:
     static constexpr u32 kMaxCommitTries = 1U << 20;
 
     char* base_;
+    char* slots_;
     Geometry geometry_;
     u64 mask_;
     unsigned shift_;

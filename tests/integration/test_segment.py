@@ -308,11 +308,12 @@ FIELDS = {
     "slot_stride": (40, "<Q", SMALL.slot_stride + 4096),
     "tickets": (52, "<I", 64),
     "publishers_offset": (64, "<Q", SMALL.publishers_offset + 4096),
-    "tickets_offset": (72, "<Q", SMALL.tickets_offset + 4096),
-    "slot_words_offset": (80, "<Q", SMALL.slot_words_offset + 4096),
-    "slots_offset": (88, "<Q", SMALL.slots_offset + 4096),
-    "boot id": (104, "40s", b"00000000-0000-0000-0000-000000000000"),
-    "name": (144, "128s", b"other/7"),
+    "subscribers_offset": (72, "<Q", SMALL.subscribers_offset + 4096),
+    "tickets_offset": (80, "<Q", SMALL.tickets_offset + 4096),
+    "slot_words_offset": (88, "<Q", SMALL.slot_words_offset + 4096),
+    "slots_offset": (96, "<Q", SMALL.slots_offset + 4096),
+    "boot id": (112, "40s", b"00000000-0000-0000-0000-000000000000"),
+    "name": (152, "128s", b"other/7"),
 }
 
 

@@ -84,7 +84,7 @@ constexpr unsigned char kGuard = 0xa5;
 // An empty ring in anonymous memory, its slots full of guard bytes.
 class Arena {
 public:
-    Arena(u32 slots, u64 slot_bytes, u32 publishers) : geometry_(Geometry::plan(slots, slot_bytes, publishers)) {
+    Arena(u32 slots, u64 slot_bytes, u32 publishers) : geometry_(Geometry::plan(slots, slot_bytes, publishers, 1)) {
         base_ = mmap(nullptr, geometry_.total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (base_ == MAP_FAILED) fail("mmap: %s", std::strerror(errno));
         Ring::format(base_, geometry_, "stress/0", "no boot", 0);
@@ -241,11 +241,11 @@ public:
             if (const char* why = broker_.corruption()) fail("corrupt: %s", why);
             while (released_ != next_) release();
             const bool left = all_left_.load();
-            if (broker_.ring().is_committed(next_)) continue;
+            if (broker_.ring().holds(next_)) continue;
             if (left) return;
             bool missed = false;
-            sleep_unless([&] { return broker_.ring().is_committed(next_) || all_left_.load(); }, c.event, c.sleeping,
-                         give_up, 0, kMaxSleepNs, missed);
+            sleep_unless([&] { return broker_.ring().holds(next_) || all_left_.load(); }, c.event, c.sleeping, give_up,
+                         0, kMaxSleepNs, missed);
             check_deadline("the broker");
         }
     }

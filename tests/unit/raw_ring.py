@@ -39,7 +39,7 @@ def free_entry(lap: int) -> int:
 
 
 def used_entry(lap: int, slot: int, generation: int) -> int:
-    return 1 << 63 | slot << 51 | (generation % 2**19) << 32 | lap
+    return 1 << 63 | slot << 51 | (generation % 2**18) << 32 | lap
 
 
 def free_slot(generation: int) -> int:
@@ -62,11 +62,19 @@ def header_check(header: bytes) -> int:
 class RawRing:
     """Three slots of 256 bytes and four tickets, unless told otherwise."""
 
-    def __init__(self, slots: int = 3, slot_bytes: int = 256, max_publishers: int = 4) -> None:
+    def __init__(
+        self,
+        slots: int = 3,
+        slot_bytes: int = 256,
+        max_publishers: int = 4,
+        max_subscribers: int = 4,
+    ) -> None:
         self.name = RingName("unit", "0")
-        self.geometry = Geometry.plan(slots, slot_bytes, max_publishers)
+        self.geometry = Geometry.plan(slots, slot_bytes, max_publishers, max_subscribers)
         self.memory = mmap.mmap(-1, self.geometry.total_bytes)
-        _core.format_segment(self.memory, slots, slot_bytes, max_publishers, str(self.name), "", 0)
+        _core.format_segment(
+            self.memory, slots, slot_bytes, max_publishers, max_subscribers, str(self.name), "", 0
+        )
         _core.publish_segment(self.memory)
         self.steps = _core.Ring(self.memory)
 

@@ -24,6 +24,7 @@ from raw_ring import (
     owned_slot,
 )
 
+from embar_shm import _core
 from embar_shm.errors import BrokerGone
 from embar_shm.testing import wait_until
 
@@ -91,22 +92,34 @@ def test_a_dead_owner_loses_the_slot_no_ticket_refers_to() -> None:
     assert (control["reaped_publishers"], control["reaped_slots"]) == (1, 1)
 
 
-@pytest.mark.parametrize("accepted", [False, True], ids=["committed", "accepted"])
-def test_a_dead_owner_keeps_its_row_until_its_batches_are_released(accepted: bool) -> None:
+def test_a_dead_owner_keeps_its_row_until_its_batches_are_accepted() -> None:
     ring = RawRing()
     broker, publisher = ring.broker(), ring.publisher(2)
     commit_batches(publisher)
     publisher.publish(MESSAGE)
-    if accepted:
-        accept(broker)
     assert not broker.reap_row(2)
     assert [ring.slot(s) for s in (0, 1)] == [owned_slot(0, 2), owned_slot(0, 2)]
     assert ring.monitor().publisher(2)["state"] == "active"
-    if not accepted:
-        accept(broker)
-    broker.release()
+
+
+def test_what_a_dead_owner_has_in_the_log_is_the_logs_until_it_is_released() -> None:
+    ring = RawRing()
+    broker, publisher = ring.broker(), ring.publisher(2)
+    commit_batches(publisher)
+    publisher.publish(MESSAGE)
+    accept(broker)
     assert broker.reap_row(2)
-    assert [ring.slot(s) for s in (0, 1)] == [free_slot(1), free_slot(1)]
+    assert [ring.slot(s) for s in (0, 1)] == [owned_slot(0, _core.LOG_OWNER), free_slot(1)]
+    assert ring.monitor().publisher(2)["state"] == "free"
+
+    heir = ring.publisher(2, publisher_id=5, incarnation=6)
+    commit_batches(heir)
+    assert accept(broker)["verdict"] == "accepted"
+    assert broker.release()
+    assert ring.slot(0) == free_slot(1)
+    assert heir.in_flight == 1  # it was the dead one's batch that was released
+    assert broker.release()
+    assert heir.in_flight == 0
 
 
 def test_the_next_owner_of_a_row_begins_with_sequence_number_one() -> None:

@@ -1,0 +1,135 @@
+// Batch: one batch of the log as a Python object: a buffer of its body, its header's fields, its messages.
+//
+// A batch that is exported (memoryview, array) cannot be released, and its slot keeps its bytes; its views keep it
+// alive. A batch nobody refers to any more releases itself.
+#pragma once
+
+#include "subscriber_core.hpp"
+
+namespace embar {
+
+class Batch {
+public:
+    Batch(nb::object owner, SubscriberCore* subscriber, const Subscriber::View& view, std::unique_ptr<char[]> copy)
+        : view_(view), owner_(std::move(owner)), subscriber_(subscriber), copy_(std::move(copy)) {}
+    ~Batch() {
+        if (!released_) end();
+    }
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
+
+    const BatchHeader& header() const noexcept { return view_.header; }
+    const Subscriber::View& view() const noexcept { return view_; }
+    bool fixed() const noexcept { return header().format == static_cast<u16>(Format::Fixed); }
+    bool released() const noexcept { return released_ || (!copy_ && subscriber_->is_closed()); }
+    u32 exports() const noexcept { return exports_; }
+
+    // Throws when the bytes may be another batch's by now.
+    void check() const {
+        if (released_) subscriber_->raise("released");
+        if (released()) subscriber_->raise(subscriber_->is_forked() ? "forked" : "closed");
+    }
+    void release() {
+        check();
+        if (exports_)
+            throw nb::buffer_error(
+                "a view or array of this batch is still alive: it would change when the slot is used again. Delete it "
+                "(del array) before release(); without release(), the batch ends with its last view");
+        released_ = true;
+        end();
+    }
+
+    // The part of the body that the next buffer is of; memoryviews of single messages are made this way.
+    struct Window {
+        const Batch* batch = nullptr;
+        const char* data = nullptr;
+        u64 bytes = 0;
+    };
+    static Window& window() noexcept {
+        static thread_local Window w;
+        return w;
+    }
+    // A read-only memoryview of `bytes` at `data` in the body, which keeps the batch alive. New reference, or null.
+    PyObject* view_of(PyObject* self, const char* data, u64 bytes) const noexcept {
+        window() = {this, data, bytes};
+        PyObject* v = PyMemoryView_FromObject(self);
+        window() = {};
+        return v;
+    }
+    int get_buffer(PyObject* self, Py_buffer* buffer, int flags) noexcept {
+        const Window w = window().batch == this ? window() : Window{this, view_.body, header().body_bytes};
+        window() = {};
+        if (released() || (!copy_ && exports_ == 0 && !subscriber_->pin())) {
+            PyErr_SetString(PyExc_BufferError, "the batch is released, or its subscriber closed");
+            buffer->obj = nullptr;
+            return -1;
+        }
+        if (PyBuffer_FillInfo(buffer, self, const_cast<char*>(w.data), static_cast<Py_ssize_t>(w.bytes), 1, flags) !=
+            0) {
+            if (!copy_ && exports_ == 0) subscriber_->unpin();
+            return -1;
+        }
+        ++exports_;
+        return 0;
+    }
+    void release_buffer() noexcept {
+        if (--exports_ == 0 && !copy_) subscriber_->unpin();
+    }
+
+private:
+    void end() noexcept {
+        if (copy_)
+            subscriber_->give_spare(std::move(copy_));
+        else
+            subscriber_->pass(view_.place);
+    }
+
+    Subscriber::View view_;
+    nb::object owner_;
+    SubscriberCore* subscriber_;
+    std::unique_ptr<char[]> copy_;
+    std::atomic<u32> exports_{0};
+    bool released_ = false;
+};
+
+// The messages of a batch, one memoryview after the other.
+class Messages {
+public:
+    Messages(nb::object owner, Batch* batch) : owner_(std::move(owner)), batch_(batch) {}
+
+    PyObject* next() {
+        if (done_ == batch_->header().messages) return nullptr;
+        batch_->check();
+        const char* at = batch_->view().body + offset_;
+        u64 bytes = batch_->header().message_size;
+        if (!batch_->fixed()) {
+            const u64 left = batch_->header().body_bytes - offset_;
+            u32 length = 0;
+            if (left >= kFrameHeader) std::memcpy(&length, at, sizeof length);  // the one copy
+            if (length == 0 || framed_size(length) > left) damaged();
+            bytes = length;
+            at += kFrameHeader;
+            offset_ += framed_size(length);
+        } else {
+            offset_ += bytes;
+        }
+        ++done_;
+        PyObject* view = batch_->view_of(owner_.ptr(), at, bytes);
+        if (!view) throw nb::python_error();
+        return view;
+    }
+    u32 left() const noexcept { return batch_->header().messages - done_; }
+
+private:
+    [[noreturn]] void damaged() {
+        nb::object explain = nb::module_::import_("embar_shm.diagnose_subscriber").attr("bad_framing");
+        raise_object(explain(owner_, done_, offset_));
+    }
+
+    nb::object owner_;
+    Batch* batch_;
+    u64 offset_ = 0;
+    u32 done_ = 0;
+};
+
+}  // namespace embar

@@ -1,0 +1,55 @@
+"""Batches as numpy arrays, without a copy: `Batch.array`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embar_shm import _core
+from embar_shm.errors import MisuseError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["array"]
+
+
+def array(
+    batch: _core.Batch, dtype: DTypeLike, shape: int | Sequence[int] | None = None
+) -> NDArray[Any]:
+    """A read-only array of the batch's messages. Raises `MisuseError` when it does not fit."""
+    kind = np.dtype(dtype)
+    if kind.hasobject or kind.itemsize == 0:
+        raise MisuseError(
+            f"dtype {kind} cannot be read from a batch", "choose one of plain values, with a size"
+        )
+    if batch.message_size:
+        buffer = memoryview(batch)
+    elif batch.count == 1:
+        buffer = next(batch.messages())
+    else:
+        raise MisuseError(
+            f"{batch!r} has messages with sizes of their own: they make no one array",
+            "numpy.frombuffer() each of batch.messages(), or publish with a fixed message_size",
+        )
+    if buffer.nbytes % kind.itemsize:
+        raise MisuseError(
+            f"dtype {kind} has {kind.itemsize} bytes, which do not divide the {buffer.nbytes} of "
+            f"{batch!r}",
+            "read it with the dtype it was published with",
+        )
+    values = np.frombuffer(buffer, kind)
+    if shape is None:
+        return values
+    try:
+        return values.reshape(shape)
+    except (ValueError, TypeError) as error:
+        wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+        raise MisuseError(
+            f"shape {wanted} ({math.prod(wanted)} values) does not fit {values.size} values of "
+            f"dtype {kind} in {batch!r}: {error}",
+            "one number of the shape may be -1",
+        ) from None
