@@ -151,7 +151,10 @@ protected:
         if (cursor >= value(ring_.control().head) || !ticket::is_used(e) || ticket::lap(e) != ring_.lap_of(cursor) ||
             ticket::slot(e) >= ring_.geometry().slots)
             return 0;
-        const u64 since = std::max(value(s.moved_ns), value(ring_.slot(ticket::slot(e)).owned_since)), now = now_ns();
+        BatchHeader h{};
+        if (buffer_.size() >= ring_.geometry().total_bytes)  // else only the tables are mapped here
+            std::memcpy(&h, ring_.header_of(ticket::slot(e)), sizeof h);
+        const u64 now = now_ns(), since = std::max(value(s.moved_ns), h.committed_ns < now ? h.committed_ns : 0);
         return now > since ? now - since : 0;
     }
     Monitor(nb::handle buffer, bool writable) : buffer_(buffer, writable), ring_(ring_in(buffer_, writable)) {}

@@ -54,14 +54,18 @@ PyObject* iter(PyObject* self) noexcept {
     Py_INCREF(self);
     return self;
 }
-PyObject* next_method(PyObject* self, PyObject* args, PyObject* keywords) noexcept {
+// next(timeout=...): the only argument is the timeout, by whatever way it is given.
+PyObject* next_method(PyObject* self, PyObject* const* args, Py_ssize_t positional, PyObject* keywords) noexcept {
     return guarded([&]() -> PyObject* {
         SubscriberCore* s = subscriber_of(self);
         std::optional<double> timeout = s->timeout_;
-        static const char* names[] = {"timeout", nullptr};
-        PyObject* given = nullptr;
-        if (!PyArg_ParseTupleAndKeywords(args, keywords, "|O:next", const_cast<char**>(names), &given))
+        const Py_ssize_t named = keywords ? PyTuple_Size(keywords) : 0;
+        if (positional + named > 1 ||
+            (named && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(keywords, 0), "timeout") != 0)) {
+            PyErr_SetString(PyExc_TypeError, "next() takes one argument at most, timeout");
             throw nb::python_error();
+        }
+        PyObject* given = positional + named ? args[0] : nullptr;
         if (given == Py_None) {
             timeout = std::nullopt;
         } else if (given) {
@@ -86,7 +90,7 @@ PyObject* poll_method(PyObject* self, PyObject*) noexcept {
 }
 
 PyMethodDef subscriber_methods[] = {
-    {"next", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(next_method)), METH_VARARGS | METH_KEYWORDS,
+    {"next", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(next_method)), METH_FASTCALL | METH_KEYWORDS,
      "next($self, timeout=...)\n--\n\nThe next batch; waits for it."},
     {"poll", poll_method, METH_NOARGS, "poll($self, /)\n--\n\nThe next batch, or None; never waits."},
     {nullptr, nullptr, 0, nullptr}};

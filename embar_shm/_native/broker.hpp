@@ -103,8 +103,6 @@ public:
                 break;
         }
         if (out.verdict != Verdict::Accepted) ring_.refuse(head_);
-        if (gates_.any_reliable())  // from now on it is they who hold the slot
-            ring_.slot(out.where.slot).owned_since.store(begin ? begin : now_ns(), std::memory_order_relaxed);
         accepted_[head_ % accepted_.size()] = out.where;
         ++head_;
         c.head.store(head_, std::memory_order_release);  // pairs with Subscriber::take()
@@ -186,24 +184,36 @@ public:
         return true;
     }
 
-    // Accepts and releases what there is, tells everybody about it. => how many batches were accepted.
+    // Releases and accepts what there is, tells everybody about it. => how many batches were accepted.
+    // In this order, because who waits for a batch does not wait for the release of the one before.
     int sweep(bool wanted) noexcept {
+        if (released_ < head_) release(wanted);
         Accepted a;
         int n = 0;
         const u64 before = head_;
         while (n < kSweep && accept(a)) ++n;
-        if (n) {
-            // Again, seq_cst: the condition of the subscribers' eventcount. One wake-up for all of a sweep.
-            ring_.control().head.store(head_, std::memory_order_seq_cst);
-            if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
-        }
-        release(wanted);
-        for (u64 t = std::max(before, passed_); t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
+        if (n == 0) return 0;
+        // Again, seq_cst: the condition of the subscribers' eventcount. One wake-up for all of a sweep.
+        ring_.control().head.store(head_, std::memory_order_seq_cst);
+        if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
+        if (gates_.any_reliable())  // else the release that follows wakes them
+            for (u64 t = before; t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
         return n;
     }
 
     // Answers subscribers that are joining.
     void admit() noexcept { gates_.admit(released_, head_); }
+
+    // Looks for work for a few microseconds, in mode "spin"; else once. => `head` is beyond `until`.
+    bool look_briefly(u64 until) noexcept {
+        for (int i = 0; i < kBriefLooks; ++i) {
+            sweep(false);
+            if (head_ > until) return true;
+            if (!spin_.spins()) return false;
+            cpu_relax();
+        }
+        return false;
+    }
 
     // Works and sleeps until the deadline, a stop() or a signal, or until `head` is beyond `until` (Ready). Comes
     // back in time under any load.
@@ -212,14 +222,17 @@ public:
         u64 last = kNoTicket;  // set by stop(): what is committed by then is less than a lap ahead
         for (;;) {
             const int n = sweep(c.space_waiters.load(std::memory_order_seq_cst) != 0);
-            if (head_ > until) return Result::Ready;
+            if (head_ > until) return Result::Ready;  // the caller is a subscriber: the release waits for its return
             if (corruption_) {
                 abandon();  // nobody shall wait for what will not come
                 return Result::Corrupt;
             }
             if (stop_.load(std::memory_order_seq_cst)) {
                 if (last == kNoTicket) last = head_ + ring_.geometry().tickets;
-                if (n == 0 || head_ >= last) return Result::Stopped;
+                if (n == 0 || head_ >= last) {
+                    release(false);
+                    return Result::Stopped;
+                }
             }
             const u64 now = now_ns();
             // In this order: who calls has given a slot back first, and who waits has asked before that or sees it.
@@ -232,7 +245,10 @@ public:
                 next_reap_ = now + kReapEveryNs;
                 if (called && wanted) wake_one_space_waiter();  // a slot was given back
             }
-            if (now >= deadline_ns) return Result::TimedOut;
+            if (now >= deadline_ns) {
+                release(wanted);
+                return Result::TimedOut;
+            }
             if (n > 0) continue;
             if (gates_.reap_slowest()) continue;  // the dead hold nothing back
             bool missed = false;
@@ -276,12 +292,13 @@ public:
     // nothing is released.
     void retire() noexcept {
         ring_.control().state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
-        while (sweep(false) > 0) {}
+        while (sweep(false) > 0) {}  // the last one releases only
         abandon();
     }
 
 private:
     static constexpr int kSweep = 64;
+    static constexpr int kBriefLooks = 200;
     static constexpr u64 kReapEveryNs = 50'000'000;   // while busy
     static constexpr u64 kWantedSleepNs = 5'000'000;  // while somebody waits for a slot
 

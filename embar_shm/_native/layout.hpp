@@ -80,9 +80,8 @@ constexpr u64 generation(u64 w) noexcept { return w >> 16; }
 }  // namespace slot_word
 
 struct alignas(kLine) SlotWord {
-    std::atomic<u64> word;  // CAS by publishers (claim), stored by the broker (release, reap)
-    std::atomic<u64>
-        owned_since;  // CLOCK_MONOTONIC ns of claim, or of accept while subscribers hold it; only diagnoses
+    std::atomic<u64> word;         // CAS by publishers (claim), stored by the broker (release, reap)
+    std::atomic<u64> owned_since;  // CLOCK_MONOTONIC ns; written by the owner; only diagnoses
 };
 static_assert(sizeof(SlotWord) == kLine);
 
@@ -238,7 +237,8 @@ struct PublisherEntry {
     std::atomic<u64> released_batches;             // that every subscriber has passed: no longer in flight
     std::atomic<u64> accepted_messages;
     std::atomic<u64> accepted_bytes;
-    std::atomic<u32> fault;  // Fault
+    // The same, but once at most: the publisher looks at it for every batch, so it shares no line with the above.
+    alignas(kLine) std::atomic<u32> fault;  // Fault
     std::atomic<u64> fault_seq;
     // Eventcount of the publisher: set by its threads, taken back by the broker.
     alignas(kLine) std::atomic<u32> event;

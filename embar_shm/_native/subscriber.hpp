@@ -170,6 +170,15 @@ public:
         advance();
     }
 
+    // Looks for a batch for a few microseconds, in mode "spin"; else once.
+    bool look_briefly() const noexcept {
+        for (int i = 0; i < kBriefLooks; ++i) {
+            if (available() > next_) return true;
+            if (!spin_.spins()) return false;
+            cpu_relax();
+        }
+        return false;
+    }
     Wait wait(u64 deadline_ns) noexcept {
         Histogram::add(row_->waits, 1);
         return sleep_slice([this] { return available() > next_ || stopped() || interrupted(); }, deadline_ns);
@@ -214,6 +223,8 @@ public:
     }
 
 private:
+    static constexpr int kBriefLooks = 200;
+
     bool is_gate() const noexcept { return options_.sole || options_.mode == SubscribeMode::Reliable; }
     u64 cursor_seen() const noexcept { return row_cursor_.load(std::memory_order_relaxed); }
     bool stopped() const noexcept {
@@ -259,7 +270,7 @@ private:
         }
         if (cursor_ == before) return;
         row_cursor_.store(cursor_, std::memory_order_relaxed);
-        row_->moved_ns.store(now_ns(), std::memory_order_relaxed);
+        row_->moved_ns.store(coarse_now_ns(), std::memory_order_relaxed);
         // seq_cst: releases what was read to Gates::lowest(), and is the condition of the broker's eventcount.
         row_->cursor.store(cursor_, std::memory_order_seq_cst);
         Control& c = ring_.control();
@@ -277,7 +288,7 @@ private:
     // A lossy subscriber's cursor only tells how far it is.
     void follow() noexcept {
         row_->cursor.store(next_, std::memory_order_relaxed);
-        row_->moved_ns.store(now_ns(), std::memory_order_relaxed);
+        row_->moved_ns.store(coarse_now_ns(), std::memory_order_relaxed);
     }
 
     std::atomic<u32>& event() noexcept { return options_.sole ? ring_.control().event : ring_.control().news; }

@@ -27,12 +27,12 @@ public:
     // Subscribers of one process: one thread is in a call at a time.
     class Turn {
     public:
-        explicit Turn(SubscriberCore& s, u64 deadline) : s_(s) {
+        Turn(SubscriberCore& s, std::optional<double> timeout) : s_(s) {
             const unsigned long me = PyThread_get_thread_ident();
             if (take(me)) [[likely]]
                 return;
             if (s.turn_.load(std::memory_order_relaxed) == me) s.raise("in_use");  // from a signal handler
-            const u64 begin = now_ns();
+            const u64 begin = now_ns(), deadline = deadline_after(timeout);
             while (!take(me)) {
                 if (now_ns() >= deadline) s.raise("lock", static_cast<double>(now_ns() - begin) / 1e9);
                 {
@@ -85,7 +85,7 @@ public:
 
     // Takes the next batch; `copy` holds its bytes if it was copied. => Nothing: there is none now.
     Found poll(View& v, std::unique_ptr<char[]>& copy) {
-        Turn turn(*this, deadline_after(timeout_));
+        Turn turn(*this, timeout_);
         if (driver_) {
             nb::gil_scoped_release unlocked;
             driver_->core.serve(0, core.next());
@@ -97,8 +97,11 @@ public:
     }
     // The same, but waits until there is one, or there never will be (End).
     Found next(View& v, std::unique_ptr<char[]>& copy, std::optional<double> timeout) {
-        Turn turn(*this, deadline_after(timeout));
+        Turn turn(*this, timeout);
         if (take(v, copy)) return Found::Batch;
+        // Shorter than giving the GIL away and getting it back.
+        if ((driver_ ? driver_->core.look_briefly(core.next()) : core.look_briefly()) && take(v, copy))
+            return Found::Batch;
         const u64 begin = now_ns(), deadline = deadline_after(timeout);
         for (;;) {
             bool stopped = false;

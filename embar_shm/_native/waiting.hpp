@@ -42,6 +42,13 @@ inline std::uint64_t now_ns() noexcept {
     return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000ULL + static_cast<std::uint64_t>(t.tv_nsec);
 }
 
+// The same clock to about 4 ms, in a fifth of the time: for what only diagnoses.
+inline std::uint64_t coarse_now_ns() noexcept {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000ULL + static_cast<std::uint64_t>(t.tv_nsec);
+}
+
 inline void cpu_relax() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -109,6 +116,8 @@ class SpinPolicy {
 public:
     explicit SpinPolicy(const SpinOptions& options) noexcept : options_(options) {}
 
+    // Was spinning asked for, whatever else runs?
+    bool spins() const noexcept { return options_.mode == WaitMode::Spin; }
     // How long to spin now; `participants` processes share this ring.
     std::uint64_t budget_ns(unsigned participants) noexcept {
         if (options_.mode == WaitMode::Block) return 0;
