@@ -18,11 +18,13 @@ from embar_shm.errors import (
     WaitTimeout,
 )
 
-__all__ = ["MAX_CONTROL_BODY", "error_body", "error_from"]
+__all__ = ["MAX_CONTROL_BODY", "SAME_VERSION", "error_body", "error_from"]
 
 MAX_CONTROL_BODY: Final = (
     1024  # bytes of any control frame's body: an ERROR with two long sentences
 )
+SAME_VERSION: Final = "run the same version of embar-shm on both sides"
+"""What to do about a side that speaks something else."""
 # What a broker may say of itself; everything else is told as a ProtocolError.
 _TELLABLE: Final = {
     kind.__name__: kind

@@ -15,12 +15,26 @@ is not exactly the next batch, or an ACK, is handed to this file's checks.
            <------------------------------ GOODBYE    all of it is in the ring
            <------------------------------ ERROR      at any point: why, before it closes
 
+    subscriber                             broker
+    SUBSCRIBE ---------------------------->           who I am, where to begin, how much may come
+           <------------------------------ CHALLENGE, PROOF as above
+           <------------------------------ SUBSCRIBED which log it is, the first ticket
+           <------------------------------ DATA       batch header with ticket and gap, the body
+    CREDIT ------------------------------>            received up to this ticket; so many may come
+           <------------------------------ END        the log has ended: that was all of it
+    GOODBYE ----------------------------->            I want nothing more, forget me
+           <------------------------------ ERROR      at any point: why, before it closes
+
 A control frame is a head of 16 bytes (magic "EMBC", kind, version, length) and `length` bytes of
 body, which no kind allows to be more than `MAX_CONTROL_BODY`. A DATA frame is the 128-byte header
 that stands before a batch in shared memory (`_native/layout.hpp`), and `body_bytes` of body; a
 header that does not fit what was agreed on is refused before anything is allocated or received. The
-publisher's GOODBYE comes in the place of a batch header, and is padded with zeros to its size.
-Numbers are little endian.
+publisher's GOODBYE, and what the broker says to a subscriber after SUBSCRIBED, come in the place of
+a batch header, and are padded with zeros to its size. Numbers are little endian.
+
+The broker sends a subscriber only as many batches as it was granted: all of them have a slot there,
+so a connection that takes nothing is broken, not slow. What a reliable subscriber has not said to
+have received is kept, and sent again to its next connection.
 """
 
 from __future__ import annotations
@@ -31,11 +45,14 @@ import secrets
 import struct
 import threading
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from embar_shm import _core
-from embar_shm.error_frames import MAX_CONTROL_BODY, error_body, error_from
+from embar_shm.batch_header import BATCH_HEADER, BatchHead, Delivery
+from embar_shm.error_frames import MAX_CONTROL_BODY, SAME_VERSION, error_body, error_from
 from embar_shm.errors import AccessDenied, ProtocolError
+from embar_shm.publish_frames import HELLO_BYTES, WELCOME_BYTES, Hello, Welcome, check_hello
+from embar_shm.subscribe_frames import CREDIT_BYTES, SUBSCRIBE_BYTES, SUBSCRIBED_BYTES
 
 __all__ = [
     "ACK_HEAD",
@@ -46,6 +63,7 @@ __all__ = [
     "VERSION",
     "BatchHead",
     "Connection",
+    "Delivery",
     "Frame",
     "Hello",
     "Kind",
@@ -65,14 +83,10 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-FEATURES: Final = 0  # bits both sides must understand; none exist yet
 NONCE_BYTES: Final = 32
 _MAGIC: Final = b"EMBC"
 _HEAD: Final = struct.Struct("<4sHHQ")
-_HELLO: Final = struct.Struct("<QQQQQII")
-_WELCOME: Final = struct.Struct("<QQQ")
 _ACK: Final = struct.Struct("<Q")
-BATCH_HEADER: Final = struct.Struct("<IHHQQQIIQQQQ48sQ")  # BatchHeader of layout.hpp
 HEAD_BYTES: Final = _HEAD.size
 
 
@@ -87,10 +101,17 @@ class Kind(enum.IntEnum):
     GOODBYE = 6
     ERROR = 7
     DATA = 8  # has a batch header in place of a control head
+    SUBSCRIBE = 9
+    SUBSCRIBED = 10
+    CREDIT = 11
+    END = 12
 
 
 class State(enum.Enum):
-    """Where a connection is; both sides see the same."""
+    """Where a connection is; both sides see the same.
+
+    A state between the first and the last belongs to publishers or to subscribers, never to both.
+    """
 
     START = "new"
     GREETED = "greeted"
@@ -98,6 +119,11 @@ class State(enum.Enum):
     PROVED = "proved"
     OPEN = "open"
     LEAVING = "leaving"
+    ASKED = "asked to subscribe"
+    ASKED_CHALLENGED = "asked to subscribe and challenged"
+    ASKED_PROVED = "asked to subscribe and proved"
+    STREAMING = "streaming"
+    ENDED = "at the end of the log"
     CLOSED = "closed"
 
 
@@ -105,6 +131,7 @@ class Role(enum.Enum):
     """Who sends a frame."""
 
     PUBLISHER = "publisher"
+    SUBSCRIBER = "subscriber"
     BROKER = "broker"
 
 
@@ -120,100 +147,34 @@ TRANSITIONS: Final[dict[tuple[State, Role, Kind], State]] = {
     (State.OPEN, Role.PUBLISHER, Kind.GOODBYE): State.LEAVING,
     (State.LEAVING, Role.BROKER, Kind.ACK): State.LEAVING,
     (State.LEAVING, Role.BROKER, Kind.GOODBYE): State.CLOSED,
+    (State.START, Role.SUBSCRIBER, Kind.SUBSCRIBE): State.ASKED,
+    (State.ASKED, Role.BROKER, Kind.CHALLENGE): State.ASKED_CHALLENGED,
+    (State.ASKED_CHALLENGED, Role.SUBSCRIBER, Kind.PROOF): State.ASKED_PROVED,
+    (State.ASKED, Role.BROKER, Kind.SUBSCRIBED): State.STREAMING,
+    (State.ASKED_PROVED, Role.BROKER, Kind.SUBSCRIBED): State.STREAMING,
+    (State.STREAMING, Role.BROKER, Kind.DATA): State.STREAMING,
+    (State.STREAMING, Role.SUBSCRIBER, Kind.CREDIT): State.STREAMING,
+    (State.STREAMING, Role.SUBSCRIBER, Kind.GOODBYE): State.CLOSED,
+    (State.STREAMING, Role.BROKER, Kind.END): State.ENDED,
+    (State.ENDED, Role.SUBSCRIBER, Kind.CREDIT): State.ENDED,
+    (State.ENDED, Role.SUBSCRIBER, Kind.GOODBYE): State.CLOSED,
     **{(s, Role.BROKER, Kind.ERROR): State.CLOSED for s in State if s is not State.CLOSED},
 }
 
 # Sizes of the bodies; ERROR's is text of up to MAX_CONTROL_BODY.
 _BODY_BYTES: Final = {
-    Kind.HELLO: _HELLO.size,
+    Kind.HELLO: HELLO_BYTES,
     Kind.CHALLENGE: NONCE_BYTES,
     Kind.PROOF: 32,
-    Kind.WELCOME: _WELCOME.size,
+    Kind.WELCOME: WELCOME_BYTES,
     Kind.ACK: _ACK.size,
     Kind.GOODBYE: 0,
+    Kind.SUBSCRIBE: SUBSCRIBE_BYTES,
+    Kind.SUBSCRIBED: SUBSCRIBED_BYTES,
+    Kind.CREDIT: CREDIT_BYTES,
+    Kind.END: 0,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a publisher introduces itself with."""
-
-    publisher_id: int
-    incarnation: int
-    max_batch: int  # bytes of the largest body it will send; 0: whatever the broker takes
-    sent_seq: int = 0  # batches of this incarnation that it has sent already
-    features: int = FEATURES
-    ack: int = 1
-    in_flight: int = 2  # slots of the ring it may hold at a time
-
-    def pack(self) -> bytes:
-        """The body of a HELLO."""
-        return _HELLO.pack(
-            self.publisher_id,
-            self.incarnation,
-            self.max_batch,
-            self.sent_seq,
-            self.features,
-            self.ack,
-            self.in_flight,
-        )
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Self:
-        """From the body of a HELLO."""
-        return cls(*_HELLO.unpack(body))
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """What the broker answers."""
-
-    slot_bytes: int  # the largest body it takes
-    received_seq: int  # batches of this incarnation that are in its ring: go on with the next
-    features: int = FEATURES
-
-    def pack(self) -> bytes:
-        """The body of a WELCOME."""
-        return _WELCOME.pack(self.slot_bytes, self.received_seq, self.features)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Self:
-        """From the body of a WELCOME. Raises `ProtocolError` for a broker this cannot speak to."""
-        welcome = cls(*_WELCOME.unpack(body))
-        if welcome.features & ~FEATURES:
-            raise ProtocolError(
-                f"the broker uses features {welcome.features:#x}, this publisher has {FEATURES:#x}",
-                _SAME_VERSION,
-            )
-        if not 0 < welcome.slot_bytes <= _core.MAX_SLOT_BYTES:
-            raise ProtocolError(f"the broker announced slots of {welcome.slot_bytes} bytes")
-        return welcome
-
-
-@dataclass(frozen=True, slots=True)
-class BatchHead:
-    """The fields of a batch header that the protocol looks at."""
-
-    publisher_id: int
-    incarnation: int
-    seq: int
-    body_bytes: int
-
-    @classmethod
-    def unpack(cls, header: bytes) -> Self:
-        """Raises `ProtocolError` when these 128 bytes are no intact batch header."""
-        magic, version, _, publisher_id, incarnation, seq, _, _, body, *_, check = (
-            BATCH_HEADER.unpack(header)
-        )
-        if magic != _core.BATCH_MAGIC or version != _core.BATCH_VERSION:
-            raise ProtocolError(
-                f"a batch header begins with magic {magic:#x} and version {version}, expected "
-                f"{_core.BATCH_MAGIC:#x} and {_core.BATCH_VERSION}",
-                _SAME_VERSION,
-            )
-        if check != _core.header_check(header):
-            raise ProtocolError("a batch header was damaged on its way", "publish again")
-        return cls(publisher_id, incarnation, seq, body)
+_CLIENTS: Final = (Role.PUBLISHER, Role.SUBSCRIBER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +199,8 @@ class Connection:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.START
+        self._others = _CLIENTS if role is Role.BROKER else (Role.BROKER,)
         self._moving = threading.Lock()  # from the look at the state to the next one
-
-    @property
-    def peer(self) -> Role:
-        """Who is at the other end."""
-        return Role.BROKER if self.role is Role.PUBLISHER else Role.PUBLISHER
 
     def send(self, kind: Kind, body: bytes = b"") -> bytes:
         """The bytes of a control frame to send, of which this takes note.
@@ -259,10 +216,14 @@ class Connection:
                     f"the {self.role.value} may not send {kind.name} on a connection that is "
                     f"{self.state.value}"
                 )
+            among_batches = (self.state, self.role, Kind.DATA) in TRANSITIONS or (
+                self.state is State.ENDED and self.role is Role.BROKER
+            )
             self.state = after
-        if kind is Kind.GOODBYE and self.role is Role.PUBLISHER:
-            return _GOODBYE_AMONG_BATCHES
-        return encode(kind, body)
+        frame = encode(kind, body)
+        if among_batches:
+            return frame.ljust(_core.BATCH_HEADER_BYTES, b"\0")
+        return frame
 
     def head(self, head: bytes) -> tuple[Kind, int]:
         """Kind and body size of the control frame that begins with these `HEAD_BYTES`.
@@ -278,7 +239,7 @@ class Connection:
         if version != VERSION:
             raise ProtocolError(
                 f"the other side speaks version {version} of the protocol, this one {VERSION}",
-                _SAME_VERSION,
+                SAME_VERSION,
             )
         try:
             kind = Kind(number)
@@ -312,13 +273,46 @@ class Connection:
             raise ProtocolError(f"batch {batch.seq} came, batch {last_seq + 1} was expected")
         return batch
 
-    def _check(self, kind: Kind) -> State:
-        after = TRANSITIONS.get((self.state, self.peer, kind))
-        if after is None:
+    def among_batches(self, header: bytes) -> tuple[Kind, int, bytes] | None:
+        """Of a control frame that came to a subscriber in the place of this batch header: its kind,
+        the bytes of its body, and those that are here. None: it is for `delivery` to look at.
+
+        Raises as `head`.
+        """
+        if not header.startswith(_MAGIC):
+            return None
+        kind, length = self.head(header[:HEAD_BYTES])
+        if any(header[HEAD_BYTES + length :]):
+            raise ProtocolError(f"something follows {kind.name} where nothing can")
+        return kind, length, header[HEAD_BYTES : HEAD_BYTES + length]
+
+    def delivery(self, header: bytes, limit: int, next_ticket: int, reliable: bool) -> Delivery:
+        """Checks the header of a batch that the broker sent, before its body is read.
+
+        `limit`: the largest body in bytes; `next_ticket`: the lowest that may come. Tickets may be
+        left out: those of refused batches. Raises `ProtocolError`.
+        """
+        self._check(Kind.DATA)
+        found = Delivery.unpack(header)
+        if not 0 < found.body_bytes <= limit:
+            raise ProtocolError(f"a batch announces {found.body_bytes} bytes, the limit is {limit}")
+        skipped = found.ticket - next_ticket
+        if skipped < 0:
+            raise ProtocolError(f"ticket {found.ticket} came, {next_ticket} was expected")
+        if found.gap > (0 if reliable else skipped):
             raise ProtocolError(
-                f"{kind.name} is not allowed on a connection that is {self.state.value}"
+                f"{found.gap} batches are said to be lost before ticket {found.ticket}, and "
+                f"{next_ticket} was expected"
             )
-        return after
+        return found
+
+    def _check(self, kind: Kind) -> State:
+        for sender in self._others:
+            if (after := TRANSITIONS.get((self.state, sender, kind))) is not None:
+                return after
+        raise ProtocolError(
+            f"{kind.name} is not allowed on a connection that is {self.state.value}"
+        )
 
 
 _GOODBYE_AMONG_BATCHES: Final = encode(Kind.GOODBYE).ljust(_core.BATCH_HEADER_BYTES, b"\0")
@@ -327,25 +321,6 @@ _GOODBYE_AMONG_BATCHES: Final = encode(Kind.GOODBYE).ljust(_core.BATCH_HEADER_BY
 def is_goodbye(header: bytes) -> bool:
     """Are these bytes, in the place of a batch header, a GOODBYE?"""
     return header == _GOODBYE_AMONG_BATCHES
-
-
-def check_hello(hello: Hello, slot_bytes: int) -> None:
-    """Raises `ProtocolError` when the broker cannot serve this publisher."""
-    if hello.features & ~FEATURES:
-        raise ProtocolError(
-            f"the publisher needs features {hello.features:#x}, this broker has {FEATURES:#x}",
-            _SAME_VERSION,
-        )
-    if hello.max_batch > slot_bytes:
-        raise ProtocolError(
-            f"the publisher's batches have up to {hello.max_batch} bytes, the broker's slots "
-            f"{slot_bytes}",
-            "connect with a smaller batch_size, or start the broker with larger slots",
-        )
-    if hello.in_flight < 1:
-        raise ProtocolError("a publisher needs at least one slot")
-    if hello.ack not in (0, 1):
-        raise ProtocolError(f"acknowledgement level {hello.ack} does not exist")
 
 
 def new_nonce() -> bytes:
@@ -376,9 +351,6 @@ def ack_body(seq: int) -> bytes:
 def acked_seq(body: bytes) -> int:
     """The seq in the body of an ACK frame."""
     return int(_ACK.unpack(body)[0])
-
-
-_SAME_VERSION: Final = "run the same version of embar-shm on both sides"
 
 
 def _tls_or_port(head: bytes) -> str:

@@ -29,6 +29,8 @@ HEADER_FIELDS = (
     "payload_bytes",
     "opened_ns",
     "committed_ns",
+    "ticket",
+    "gap",
     "reserved",
     "check",
 )
@@ -49,6 +51,8 @@ def batch_header(seq: int, body_bytes: int, hello: Hello = HELLO, **changes: Any
         "payload_bytes": body_bytes,
         "opened_ns": 0,
         "committed_ns": 0,
+        "ticket": 0,
+        "gap": 0,
         "reserved": b"",
         "check": 0,
     } | changes
