@@ -44,7 +44,7 @@ from embar_shm.transports.base import (
     Transport,
 )
 from embar_shm.transports.ring import RingLink, batch_size_for
-from embar_shm.transports.tcp_session import Session, read_control
+from embar_shm.transports.tcp_session import Attempt, PublisherSession, read_control
 
 if TYPE_CHECKING:
     from embar_shm.broker import Broker
@@ -146,7 +146,7 @@ class TcpLink(RingLink):
 
     # --- connecting ---------------------------------------------------------------------------
 
-    def _connect(self, patience: float | None, attempt: float | None = None) -> Session:
+    def _connect(self, patience: float | None, attempt: float | None = None) -> PublisherSession:
         """Tries again for `patience` seconds what may pass; what the broker refuses is final.
 
         `attempt`: seconds for the connection of one try, and again for its handshake. A publisher
@@ -156,7 +156,8 @@ class TcpLink(RingLink):
         give_up = None if patience is None else time.monotonic() + patience
         while True:
             try:
-                return Session(self._endpoint, self._hello, self._options, attempt, self._opening)
+                how = Attempt(self._endpoint, self._options, attempt, self._opening)
+                return PublisherSession(how, self._hello)
             except _PASSING:
                 left = self._pause if give_up is None else give_up - time.monotonic()
                 done = self._closing.is_set() and self._has_delivered()
@@ -174,7 +175,7 @@ class TcpLink(RingLink):
         """Is everything that was committed known to be in the log?"""
         return self._options.ack != 0 and self._relay.acknowledged == self._core.committed_seq
 
-    def _reconnect(self, why: EmbarError) -> Session:
+    def _reconnect(self, why: EmbarError) -> PublisherSession:
         """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
         now, timeout = time.monotonic(), self._options.timeout
         if self._stuck_since is None:
@@ -238,7 +239,7 @@ class TcpLink(RingLink):
         self._private.failure = failure
         self._relay.abandon()
 
-    def _serve(self, session: Session) -> EmbarError | None:
+    def _serve(self, session: PublisherSession) -> EmbarError | None:
         """Sends until the session ends; why it did. None: after a goodbye, all is delivered."""
         began, acknowledged = time.monotonic(), self._relay.acknowledged
         self._sent = session.welcome.received_seq
@@ -265,7 +266,7 @@ class TcpLink(RingLink):
             self._stuck_since = None
         return final or session.error
 
-    def _send_batches(self, session: Session) -> None:
+    def _send_batches(self, session: PublisherSession) -> None:
         if self._sent > self._core.committed_seq:
             raise ProtocolError(f"{session.stream.peer} has batches that were never sent")
         if (lost := self._relay.acknowledged - self._sent) > 0:
@@ -314,7 +315,7 @@ class TcpLink(RingLink):
         if not self._options.ack:
             self._relay.acknowledge(self._sent)
 
-    def _read_acks(self, session: Session) -> None:
+    def _read_acks(self, session: PublisherSession) -> None:
         """The thread that reads a session; ends with it."""
         error: EmbarError | None = ConnectionLost("the thread that reads acknowledgements failed")
         try:
@@ -331,7 +332,7 @@ class TcpLink(RingLink):
             session.end(error)
             self._relay.wake()
 
-    def _read_frame(self, session: Session) -> protocol.Frame:
+    def _read_frame(self, session: PublisherSession) -> protocol.Frame:
         """The next frame that is more than an acknowledgement, where those are read natively."""
         stream, begun = session.stream, b""
         if self._options.ack and (fd := stream.plain_fd) is not None:
@@ -344,7 +345,7 @@ class TcpLink(RingLink):
                 raise stream.lost(how, got, protocol.HEAD_BYTES, number)
         return read_control(stream, session.protocol, idle=True, begun=begun)
 
-    def _acknowledge(self, session: Session, seq: int) -> None:
+    def _acknowledge(self, session: PublisherSession, seq: int) -> None:
         try:
             self._relay.acknowledge(seq)
         except ValueError:

@@ -1,55 +1,90 @@
-"""TCP, one connection of a publisher: opened, greeted, and known to have ended once it has."""
+"""TCP, one connection to a broker: opened, greeted, and known to have ended once it has."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from embar_shm import protocol
 from embar_shm.errors import AccessDenied, ConnectionLost, EmbarError, ProtocolError
 from embar_shm.net import Stream, format_endpoint, open_socket
 from embar_shm.protocol import Connection, Hello, Kind, Role, Welcome
+from embar_shm.subscribe_frames import Subscribe, Subscribed
 from embar_shm.tls import TlsStream
-from embar_shm.transports.base import PublisherOptions
 
-__all__ = ["Session", "read_control"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "Attempt",
+    "PublisherSession",
+    "Session",
+    "SubscriberSession",
+    "read_among_batches",
+    "read_control",
+]
+
+
+class Access(Protocol):
+    """What options of publishers and subscribers say of the way to the broker."""
+
+    @property
+    def token(self) -> str | None:
+        """The shared secret."""
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """None: not encrypted."""
+
+    @property
+    def socket_buffer(self) -> int | None:
+        """Bytes; None: what suits the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How to connect."""
+
+    endpoint: tuple[str, int]
+    access: Access
+    patience: float
+    """Seconds for the connection, and again for the handshake."""
+    opening: list[Stream]
+    """Gets the stream while the handshake lasts, so that another thread can end it."""
 
 
 class Session:
     """An open connection to the broker, handshake done, until it ends."""
 
-    def __init__(
-        self,
-        endpoint: tuple[str, int],
-        hello: Hello,
-        options: PublisherOptions,
-        patience: float,
-        opening: list[Stream],
-    ) -> None:
-        """`patience`: seconds for the connection, and again for the handshake.
-
-        `opening` gets the stream while the handshake lasts, so that another thread can end it.
-        """
-        sock, buffers = open_socket(endpoint, patience, options.socket_buffer)
+    def __init__(self, attempt: Attempt, role: Role, kind: Kind, greeting: bytes) -> None:
+        """`greeting`: the body of the first frame, which is of this `kind`."""
+        access, patience = attempt.access, attempt.patience
+        sock, buffers = open_socket(attempt.endpoint, patience, access.socket_buffer)
         try:
-            self.protocol = Connection(Role.PUBLISHER)
-            self.stream = self._stream(sock, endpoint, options)
-            opening.append(self.stream)
+            self.protocol = Connection(role)
+            self.stream = self._stream(sock, attempt.endpoint, access)
+            attempt.opening.append(self.stream)
             self.stream.counters.note_buffers(buffers)
             self.stream.set_deadline(patience)
             if isinstance(self.stream, TlsStream):
                 self.stream.handshake()
-            self.welcome = self._greet(hello, options.token)
+            self._understand(self._greet(kind, greeting, access.token))
             self.stream.set_deadline(None)
         except BaseException:
             sock.close()
             raise
         finally:
-            opening.clear()
+            attempt.opening.clear()
         self.error: EmbarError | None = None
         """Why it ended; None when it has not, or after a goodbye."""
         self._ended = threading.Event()
         self._ending = threading.Lock()
+
+    def _understand(self, answer: bytes) -> None:
+        """What the broker says to the greeting. Raises `ProtocolError` when it cannot be."""
+        raise NotImplementedError
 
     @property
     def has_ended(self) -> bool:
@@ -66,20 +101,17 @@ class Session:
                 self._ended.set()
 
     @staticmethod
-    def _stream(
-        sock: socket.socket, endpoint: tuple[str, int], options: PublisherOptions
-    ) -> Stream:
+    def _stream(sock: socket.socket, endpoint: tuple[str, int], access: Access) -> Stream:
         peer = format_endpoint(*endpoint)
         try:
-            if options.tls is None:
+            if access.tls is None:
                 return Stream(sock, peer)
-            return TlsStream(sock, peer, options.tls, endpoint[0])
+            return TlsStream(sock, peer, access.tls, endpoint[0])
         except OSError as error:
             raise ConnectionLost(f"the connection with {peer} was lost: {error}") from error
 
-    def _greet(self, hello: Hello, token: str | None) -> Welcome:
-        greeting = hello.pack()
-        self.stream.write(self.protocol.send(Kind.HELLO, greeting))
+    def _greet(self, kind: Kind, greeting: bytes, token: str | None) -> bytes:
+        self.stream.write(self.protocol.send(kind, greeting))
         frame = read_control(self.stream, self.protocol)
         if frame.kind is Kind.CHALLENGE:
             if token is None:
@@ -90,13 +122,33 @@ class Session:
             proof = protocol.prove(token, frame.body, greeting)
             self.stream.write(self.protocol.send(Kind.PROOF, proof))
             frame = read_control(self.stream, self.protocol)  # a second challenge is not allowed
-        welcome = Welcome.unpack(frame.body)
-        if welcome.slot_bytes < hello.max_batch:
+        return frame.body
+
+
+class PublisherSession(Session):
+    """A publisher's."""
+
+    def __init__(self, attempt: Attempt, hello: Hello) -> None:
+        self._hello = hello
+        super().__init__(attempt, Role.PUBLISHER, Kind.HELLO, hello.pack())
+
+    def _understand(self, answer: bytes) -> None:
+        self.welcome = Welcome.unpack(answer)
+        if self.welcome.slot_bytes < self._hello.max_batch:
             raise ProtocolError(
-                f"{self.stream.peer} has slots of {welcome.slot_bytes} bytes, and was told of "
-                f"batches of {hello.max_batch}"
+                f"{self.stream.peer} has slots of {self.welcome.slot_bytes} bytes, and was told of "
+                f"batches of {self._hello.max_batch}"
             )
-        return welcome
+
+
+class SubscriberSession(Session):
+    """A subscriber's."""
+
+    def __init__(self, attempt: Attempt, subscribe: Subscribe) -> None:
+        super().__init__(attempt, Role.SUBSCRIBER, Kind.SUBSCRIBE, subscribe.pack())
+
+    def _understand(self, answer: bytes) -> None:
+        self.subscribed = Subscribed.unpack(answer)
 
 
 def read_control(
@@ -116,6 +168,23 @@ def read_control(
     if size < len(body):
         raise ProtocolError(f"{stream.peer} sent something behind its {kind.name}")
     frame = connection.received(kind, body + stream.read(size - len(body)))
+    if frame.kind is Kind.ERROR:
+        raise protocol.error_from(stream.peer, frame.body)
+    return frame
+
+
+def read_among_batches(
+    stream: Stream, connection: Connection, header: bytes
+) -> protocol.Frame | None:
+    """The control frame that begins in the place of this batch header; None: it is none.
+
+    Raises what an ERROR frame says.
+    """
+    found = connection.among_batches(header)
+    if found is None:
+        return None
+    kind, size, begun = found
+    frame = connection.received(kind, begun + stream.read(size - len(begun)))
     if frame.kind is Kind.ERROR:
         raise protocol.error_from(stream.peer, frame.body)
     return frame
