@@ -95,6 +95,7 @@ public:
         d["name"] =
             nb::steal<nb::str>(PyUnicode_DecodeUTF8(called, static_cast<Py_ssize_t>(strlen(called)), "replace"));
         d["mode"] = value(s.mode) == static_cast<u32>(SubscribeMode::Lossy) ? "lossy" : "reliable";
+        d["start_ticket"] = value(s.start_ticket);
         d["attached_ns"] = value(s.attached_ns);
         d["cursor"] = value(s.cursor);
         d["next"] = value(s.next);
