@@ -576,6 +576,129 @@ class RelayCore:
     def abandon(self) -> None:
         """Tells the publisher that nothing will be acknowledged any more."""
 
+class FeedCore:
+    """
+    Sends a ring's batches to a remote subscriber. One thread sends, another one reads credits.
+    """
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        index: int,
+        lock_fd: int,
+        name: str,
+        lossy: bool,
+        start: int,
+        ticket: int,
+        wait_mode: int,
+        spin_us: float,
+        cpus: int,
+    ) -> None: ...
+    def join(self, timeout: float, wanted: int = 18446744073709551615) -> str:
+        """
+        Waits for the broker's answer: 'yes', 'no' (that place is not in the log), 'stopped' or 'gone' (the broker), 'timeout' (seconds). Tickets after `wanted` that are gone are a gap before the first batch.
+        """
+
+    def resume(self, ticket: int, granted: int) -> bool:
+        """
+        A connection begins: what it has, and how many batches it may get. False: that cannot be.
+        """
+
+    def interrupt(self) -> None:
+        """Ends send() and next(), until resume(). Any thread."""
+
+    def credit(self, received: int, granted: int) -> bool:
+        """Takes note of a CREDIT. False: that cannot be."""
+
+    def send(self, fd: int) -> tuple[str, int, str, int]:
+        """
+        Sends batches into a plain socket until it cannot go on: why ('batch': the socket failed; 'interrupted', 'end', 'gone', 'damaged', 'corrupt', 'no_memory'), ticket of the last batch, how the socket ended ('stalled', 'failed'), errno.
+        """
+
+    def next(self) -> tuple[str, int, bytes | None, memoryview | None]:
+        """
+        Waits for the next batch to send: why (as in send(); 'batch': here it is), ticket, header, body. The body is valid until the next call, or until the other side has received it.
+        """
+
+    def read_credits(self, fd: int, head: bytes) -> tuple[str, bytes, int, int]:
+        """
+        Reads CREDIT frames, which begin with `head`, until something else comes: how it ended ('whole': another frame, or a CREDIT that cannot be; 'closed', 'stalled', 'failed'), that frame's first bytes, how many, errno.
+        """
+
+    def known(self) -> tuple[int, int, int, int]:
+        """
+        Received up to this ticket, batches granted and sent on this connection, ticket after the last sent.
+        """
+
+    def socket_calls(self) -> dict[str, int]:
+        """
+        What send() and read_credits() did, by the names of `net.SocketCounters`.
+        """
+
+    @property
+    def index(self) -> int: ...
+    def close(self) -> None:
+        """Gives the row back."""
+
+class IntakeCore:
+    """
+    Brings a distant broker's batches into a private ring. One thread receives, another one tells the broker of slots that came free.
+    """
+
+    def __init__(self, context: Any, buffer: Buffer, reliable: bool, first: int) -> None: ...
+    def connect(self) -> int:
+        """
+        A connection begins: how many batches may come before the first CREDIT.
+        """
+
+    def disconnect(self) -> None:
+        """It ends, and with it the waits for credits. Any thread."""
+
+    def receive(
+        self, fd: int, limit: int, stall: float, least_rate: float, head: bytes
+    ) -> tuple[str, bytes | None, int, int, int, str]:
+        """
+        Receives batches from a plain socket until it cannot go on, and tells so in CREDIT frames, which begin with `head`: why, and what, as ReceiverCore.receive() says.
+        """
+
+    def claim(self) -> int | None:
+        """
+        Claims a slot: the offset of its body. None: the broker has no credit for another batch.
+        """
+
+    def commit(self, header: bytes) -> None:
+        """Commits the batch that was received into the slot."""
+
+    def give_back(self) -> None:
+        """Gives the slot back: the batch did not come."""
+
+    def next_credit(self, received: bool) -> tuple[int, int] | None:
+        """
+        What a CREDIT should say now; None: there is nothing to tell. `received`: a batch came just now.
+        """
+
+    def wait_credit(self) -> bool:
+        """
+        Waits until a slot came free that the broker waits for. False: disconnect().
+        """
+
+    def send_credits(self, fd: int, head: bytes) -> tuple[str, int]:
+        """
+        The same in a loop, and tells the broker: how it ended ('whole': disconnect()), errno.
+        """
+
+    def socket_calls(self) -> dict[str, int]:
+        """
+        What receive() and send_credits() did, by the names of `net.SocketCounters`.
+        """
+
+    @property
+    def context(self) -> Any: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def next_ticket(self) -> int: ...
+
 def memory_copy(
     target: Buffer,
     offsets: Sequence[int],

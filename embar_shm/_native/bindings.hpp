@@ -84,6 +84,7 @@ void bind_publisher(nb::module_& m);
 void bind_reservation(nb::module_& m);
 void bind_subscriber(nb::module_& m);
 void bind_network(nb::module_& m);
+void bind_feed(nb::module_& m);
 void bind_ceiling(nb::module_& m);
 
 }  // namespace embar

@@ -10,5 +10,6 @@ NB_MODULE(_core, m) {
     embar::bind_reservation(m);
     embar::bind_subscriber(m);
     embar::bind_network(m);
+    embar::bind_feed(m);
     embar::bind_ceiling(m);
 }

@@ -31,12 +31,8 @@ public:
     // Commits what was received. The broker judges the header like any other. The time of the commit is this
     // machine's, so that it can be compared: the publisher's clock may be another one's.
     Status commit(BatchHeader h, u64 receive_ns) noexcept {
-        if (const Status s = state(); s != Status::Ok) return s;
-        if (!claimed_) return Status::NotReserved;
-        claimed_ = false;
         h.committed_ns = now_ns();
-        if (row_options_.timed) row_->receive.record(receive_ns);
-        return commit_slot(h);
+        return commit_as_it_is(h, receive_ns);
     }
     void give_back() noexcept {
         if (claimed_ && state() == Status::Ok) give_slot_back();
@@ -122,12 +118,13 @@ public:
 
     SocketCalls calls;
 
-private:
-    // The checks of the protocol (protocol.py) that a batch has to pass before its body is received.
-    bool is_next(const BatchHeader& h, u64 seq, u64 limit) const noexcept {
-        return h.magic == kBatchMagic && h.version == kBatchVersion && h.check == header_check(h) &&
-               h.publisher_id == row_options_.publisher_id && h.incarnation == row_options_.incarnation &&
-               h.seq == seq + 1 && h.body_bytes > 0 && h.body_bytes <= std::min(limit, ring_.geometry().slot_bytes);
+protected:
+    Status commit_as_it_is(BatchHeader h, u64 receive_ns) noexcept {
+        if (const Status s = state(); s != Status::Ok) return s;
+        if (!claimed_) return Status::NotReserved;
+        claimed_ = false;
+        if (row_options_.timed) row_->receive.record(receive_ns);
+        return commit_slot(h);
     }
     // The middle of a batch did not come.
     Ended cut(const Transferred& t, u64 wanted) noexcept {
@@ -136,6 +133,14 @@ private:
     }
     static Ended lost(const Transferred& t, u64 wanted) noexcept { return {Ended::Socket, t, wanted}; }
     static Ended ring_ended(Status s) noexcept { return {Ended::Ring, {Transferred::Whole, 0, 0}, 0, s}; }
+
+private:
+    // The checks of the protocol (protocol.py) that a batch has to pass before its body is received.
+    bool is_next(const BatchHeader& h, u64 seq, u64 limit) const noexcept {
+        return h.magic == kBatchMagic && h.version == kBatchVersion && h.check == header_check(h) &&
+               h.publisher_id == row_options_.publisher_id && h.incarnation == row_options_.incarnation &&
+               h.seq == seq + 1 && h.body_bytes > 0 && h.body_bytes <= std::min(limit, ring_.geometry().slot_bytes);
+    }
 
     bool claimed_ = false;
 };
