@@ -268,6 +268,11 @@ class Stream:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
+    def end_writing(self) -> None:
+        """Whoever writes is not kept waiting any more. From any thread."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
     def finish(self, seconds: float) -> None:
         """Sends nothing more, and waits until the other side closes, so that it reads everything.
 

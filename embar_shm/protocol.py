@@ -57,6 +57,7 @@ from embar_shm.subscribe_frames import CREDIT_BYTES, SUBSCRIBE_BYTES, SUBSCRIBED
 __all__ = [
     "ACK_HEAD",
     "BATCH_HEADER",
+    "CREDIT_HEAD",
     "HEAD_BYTES",
     "MAX_CONTROL_BODY",
     "TRANSITIONS",
@@ -341,6 +342,10 @@ def check_proof(token: str, nonce: bytes, hello: bytes, proof: bytes) -> None:
 
 ACK_HEAD: Final = encode(Kind.ACK, bytes(_ACK.size))[: _HEAD.size]
 """How every ACK frame begins: the native code moves those by itself."""
+
+
+CREDIT_HEAD: Final = encode(Kind.CREDIT, bytes(CREDIT_BYTES))[: _HEAD.size]
+"""The same of every CREDIT frame."""
 
 
 def ack_body(seq: int) -> bytes:

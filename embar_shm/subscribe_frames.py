@@ -100,9 +100,9 @@ class Subscribe:
                 f"a subscriber asks for mode {mode} and start {start}, which do not both exist",
                 SAME_VERSION,
             )
-        if not 1 <= credit <= MAX_CREDIT:
+        if credit > MAX_CREDIT:
             raise ProtocolError(
-                f"a subscriber can have 1 to {MAX_CREDIT} batches on their way, not {credit}"
+                f"a subscriber can have {MAX_CREDIT} batches on their way, not {credit}"
             )
         text = name.rstrip(b"\0").decode("utf-8", "replace")
         text = "".join(c if c.isprintable() else "?" for c in text)  # it is shown in terminals

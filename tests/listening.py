@@ -61,4 +61,4 @@ class Listening:
 def serving() -> list[str]:
     """The threads of connections: their names tell of the other side only."""
     found = [thread.name for thread in threading.enumerate()]
-    return [name for name in found if name.startswith("serve ") or name == "acks"]
+    return [name for name in found if name.startswith("serve ") or name in ("acks", "feed")]

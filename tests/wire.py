@@ -10,12 +10,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from embar_shm import _core, protocol
-from embar_shm.protocol import Hello, Kind, Welcome
+from embar_shm.protocol import Delivery, Hello, Kind, Welcome
+from embar_shm.subscribe_frames import Credit, Subscribe, Subscribed
 from embar_shm.testing.conditions import DEADLINE
 
-__all__ = ["HEADER_FIELDS", "HELLO", "FakeBroker", "Peer", "batch", "batch_header", "endpoint_of"]
+__all__ = [
+    "HEADER_FIELDS",
+    "HELLO",
+    "SUBSCRIBE",
+    "FakeBroker",
+    "Peer",
+    "batch",
+    "batch_header",
+    "endpoint_of",
+]
 
 HELLO = Hello(publisher_id=7, incarnation=1, max_batch=0)
+SUBSCRIBE = Subscribe(subscriber_id=7, incarnation=1, credit=2, name="by hand")
 HEADER_FIELDS = (
     "magic",
     "version",
@@ -102,6 +113,51 @@ class Peer:
             kind, body = self.frame()
         assert kind is Kind.WELCOME, body
         return Welcome.unpack(body)
+
+    def subscribe(self, subscribe: Subscribe = SUBSCRIBE, token: str | None = None) -> Subscribed:
+        """A subscriber's handshake, up to the SUBSCRIBED."""
+        self.say(Kind.SUBSCRIBE, subscribe.pack())
+        kind, body = self.frame()
+        if kind is Kind.CHALLENGE:
+            assert token is not None
+            self.say(Kind.PROOF, protocol.prove(token, body, subscribe.pack()))
+            kind, body = self.frame()
+        assert kind is Kind.SUBSCRIBED, body
+        return Subscribed.unpack(body)
+
+    def credit(self, received: int, granted: int) -> None:
+        """Sends a CREDIT."""
+        self.say(Kind.CREDIT, Credit(received, granted).pack())
+
+    def delivery(self) -> tuple[int, int, bytes]:
+        """What the broker sends to a subscriber: ticket, gap and body of a batch."""
+        found = self.delivery_or_frame()
+        assert len(found) == 3, found
+        return found
+
+    def delivery_or_frame(self) -> tuple[int, int, bytes] | tuple[Kind, bytes]:
+        """The same, or a control frame in its place."""
+        header = self.read(_core.BATCH_HEADER_BYTES)
+        if header.startswith(b"EMBC"):
+            _, kind, _, length = struct.unpack_from("<4sHHQ", header)
+            body = header[protocol.HEAD_BYTES : protocol.HEAD_BYTES + length]
+            return Kind(kind), body + self.read(length - len(body))
+        found = Delivery.unpack(header)
+        return found.ticket, found.gap, self.read(found.body_bytes)
+
+    def feed_error(self) -> Any:
+        """The error that the broker tells a subscriber, before which batches may come."""
+        while len(found := self.delivery_or_frame()) == 3:
+            pass
+        assert found[0] is Kind.ERROR, found
+        return protocol.error_from("it", found[1])
+
+    def feed(self, subscribed: Subscribed) -> Subscribe:
+        """A broker's handshake with a subscriber."""
+        kind, body = self.frame()
+        assert kind is Kind.SUBSCRIBE
+        self.say(Kind.SUBSCRIBED, subscribed.pack())
+        return Subscribe.unpack(body)
 
     def welcome(self, slot_bytes: int = 4096, received_seq: int = 0) -> Hello:
         """A broker's handshake."""

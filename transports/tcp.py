@@ -41,6 +41,8 @@ from embar_shm.transports.base import (
     ListenOptions,
     PublisherLink,
     PublisherOptions,
+    SubscriberLink,
+    SubscriberOptions,
     Transport,
 )
 from embar_shm.transports.ring import RingLink, batch_size_for
@@ -68,6 +70,11 @@ class TcpTransport(Transport):
 
     def connect(self, address: str, options: PublisherOptions) -> PublisherLink:
         return TcpLink(parse_endpoint(address), options)
+
+    def subscribe(self, address: str, options: SubscriberOptions) -> SubscriberLink:
+        from embar_shm.transports.tcp_subscriber import TcpSubscriberLink
+
+        return TcpSubscriberLink(parse_endpoint(address), options)
 
     def listen(
         self,

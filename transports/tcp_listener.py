@@ -25,8 +25,10 @@ from embar_shm.errors import BrokerGone, ConnectionLost, EmbarError, NotEnoughSp
 from embar_shm.net import SocketCounters, Stream, format_endpoint
 from embar_shm.protocol import Hello, Kind, State, Welcome
 from embar_shm.segment import Segment
+from embar_shm.subscribe_frames import Subscribe
 from embar_shm.tls import TlsStream, check_context
 from embar_shm.transports.base import Listener, ListenOptions
+from embar_shm.transports.tcp_feed import Feeds
 from embar_shm.transports.tcp_remote import (
     LAST_WORDS,
     Limits,
@@ -83,6 +85,7 @@ class TcpListener(Listener):
             self._socket.close()
             raise
         self._memory = memoryview(self._segment.memory)
+        self._feeds = Feeds(self._segment, self._address, limits)
         self._acceptor = threading.Thread(
             target=self._accept, name=f"accept {self._address}", daemon=True
         )
@@ -101,6 +104,7 @@ class TcpListener(Listener):
                 total.add(SocketCounters(**remote.core.socket_calls()))
             for link in self._links:
                 total.add(link.stream.count())
+        total.add(self._feeds.sockets())
         return total
 
     def stop(self) -> None:
@@ -110,11 +114,13 @@ class TcpListener(Listener):
                 self._ended = True
 
     def _stop(self) -> None:
+        self._feeds.drain()
+        feeding = self._feeds.stop()
         with self._lock:
             self._stopping = True
             for remote in self._remotes.values():
                 remote.core.interrupt()  # its connection says goodbye
-            for link in self._links - {remote.link for remote in self._remotes.values()}:
+            for link in self._links - {remote.link for remote in self._remotes.values()} - feeding:
                 link.stream.shutdown()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
@@ -125,12 +131,14 @@ class TcpListener(Listener):
         with self._lock:
             for remote in list(self._remotes.values()):
                 self._forget(remote)  # what its sockets did is still asked for
+        self._feeds.forget_all()
         self._memory.release()
         self._segment.close()
 
     def after_fork_in_child(self) -> None:
         self._ended = True  # the rows and the segment are the parent's
         self._lock, self._ending = threading.Lock(), threading.Lock()  # perhaps held there
+        self._feeds.after_fork_in_child()
         self._socket.close()
         for link in self._links:
             link.stream.abandon()
@@ -184,7 +192,7 @@ class TcpListener(Listener):
     def _serve(self, link: Link) -> None:
         """The thread of one connection: whatever happens in it stays in it."""
         try:
-            self._greet_and_receive(link)
+            self._greet_and_serve(link)
         except EmbarError as error:
             level = logging.INFO if isinstance(error, ConnectionLost) else logging.WARNING
             _log.log(level, "connection of %s ended: %s", link.stream.peer, error.message)
@@ -202,12 +210,26 @@ class TcpListener(Listener):
                 self._past.add(link.stream.counters)
                 self._threads.discard(threading.current_thread())
 
-    def _greet_and_receive(self, link: Link) -> None:
+    def _greet_and_serve(self, link: Link) -> None:
+        link.stream.set_deadline(self._limits.handshake)
+        if isinstance(link.stream, TlsStream):
+            link.stream.handshake()
+        kind, greeting = self._greet(link)
+        if kind is Kind.SUBSCRIBE:
+            subscribe = Subscribe.unpack(greeting)
+            self._feeds.serve(link, subscribe, lambda: self._is_no_newcomer(link))
+        else:
+            hello = Hello.unpack(greeting)
+            protocol.check_hello(hello, self._segment.geometry.slot_bytes)
+            self._receive_from(link, hello)
+
+    def _is_no_newcomer(self, link: Link) -> None:
+        with self._lock:
+            self._newcomers.pop(link, None)
+
+    def _receive_from(self, link: Link, hello: Hello) -> None:
+        """A publisher's connection, until its end."""
         stream = link.stream
-        stream.set_deadline(self._limits.handshake)
-        if isinstance(stream, TlsStream):
-            stream.handshake()
-        hello = self._greet(link)
         remote = self._take_over(link, hello)
         stream.set_deadline(None)
         stream.set_timeouts(self._limits.stall, self._limits.stall)
@@ -223,17 +245,15 @@ class TcpListener(Listener):
                         remote.link = None
                         remote.gone_since = time.monotonic()
 
-    def _greet(self, link: Link) -> Hello:
-        frame = read_control(link.stream, link.connection)
-        greeting = frame.body
+    def _greet(self, link: Link) -> tuple[Kind, bytes]:
+        """Kind and body of the first frame, of somebody who knows the token."""
+        first = read_control(link.stream, link.connection)
         if self._options.token is not None:
             nonce = protocol.new_nonce()
             link.say(Kind.CHALLENGE, nonce)
             proof = read_control(link.stream, link.connection).body
-            protocol.check_proof(self._options.token, nonce, greeting, proof)
-        hello = Hello.unpack(greeting)
-        protocol.check_hello(hello, self._segment.geometry.slot_bytes)
-        return hello
+            protocol.check_proof(self._options.token, nonce, first.body, proof)
+        return first.kind, first.body
 
     def _take_over(self, link: Link, hello: Hello) -> Remote | None:
         """Makes this the connection of its publisher; None: that one only wants to leave.
@@ -303,7 +323,8 @@ class TcpListener(Listener):
         remote.leave(self._segment)
 
     def _forget_the_gone(self) -> None:
-        """Gives away the rows of publishers that have had no connection for a while."""
+        """Gives away the rows of those that have had no connection for a while."""
+        self._feeds.forget_the_gone()
         with self._lock:
             until = time.monotonic() - self._limits.forget_after
             gone = [r for r in self._remotes.values() if r.link is None and r.gone_since < until]

@@ -42,7 +42,8 @@ class Limits:
     stall: float = 10.0  # that a connection may stand still in the middle of a batch
     least_rate: float = 64 * 1024  # bytes/s that a body has to come with, after `stall`
     newcomers: int = 64  # connections that are not greeted; one more, and the oldest has to go
-    forget_after: float = 60.0  # without a connection until a publisher's row is given away
+    forget_after: float = 60.0  # without a connection until somebody's row is given away
+    farewell: float = 5.0  # that subscribers may get nothing done when the broker has stopped
     housekeeping: float = 1.0  # between two looks at who is gone
 
 

@@ -5,9 +5,9 @@
 - `wait_until`, `Child`: conditions and processes to wait for, with a deadline;
 - `Proxy`: cuts TCP connections at a byte, holds them, refuses them;
 - `Log`: what reached a broker, message by message;
-- `TransportContract`: the test suite that every transport has to pass.
+- `TransportContract`, `SubscriberContract`: the test suites that every transport has to pass.
 
-`TransportContract` and the plugin need pytest, the rest does not.
+The contracts and the plugin need pytest, the rest does not.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from embar_shm.testing.proxy import Cut, Proxy
 
 if TYPE_CHECKING:
     from embar_shm.testing.contract import TransportContract
+    from embar_shm.testing.subscriber_contract import SubscriberContract
 
 __all__ = [
     "Batch",
@@ -30,6 +31,7 @@ __all__ = [
     "LeftBehind",
     "Log",
     "Proxy",
+    "SubscriberContract",
     "TransportContract",
     "isolated",
     "leftovers",
@@ -39,8 +41,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "TransportContract":  # not before somebody asks: it imports pytest
+    # Not before somebody asks: they import pytest.
+    if name == "TransportContract":
         from embar_shm.testing.contract import TransportContract
 
         return TransportContract
+    if name == "SubscriberContract":
+        from embar_shm.testing.subscriber_contract import SubscriberContract
+
+        return SubscriberContract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

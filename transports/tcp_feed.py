@@ -1,0 +1,412 @@
+"""TCP, the broker's side of subscribers: batches are sent straight out of slots of the ring.
+
+Each connection has a thread that sends, and one that reads what the subscriber has received and
+how much more it has room for. What a reliable subscriber has not received stays in the ring, and
+holds the publishers back as its own slowness would. Its row and position outlive its connections,
+so that a lost connection loses nothing: until the subscriber says goodbye, or has been gone for a
+minute. A lossy one holds nobody back, and is forgotten with its connection.
+
+A broker that stops waits for subscribers that still get on: they come to the end of the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from embar_shm import _core, protocol
+from embar_shm.cpus import available_cpus
+from embar_shm.errors import (
+    BrokerGone,
+    BrokerRestarted,
+    CorruptBatch,
+    CorruptSegment,
+    EmbarError,
+    NotEnoughSpace,
+    PositionLost,
+    ProtocolError,
+    WaitTimeout,
+)
+from embar_shm.net import SocketCounters
+from embar_shm.options import WAIT_MODES
+from embar_shm.participants import take_subscriber_row
+from embar_shm.protocol import Kind, State
+from embar_shm.segment import Segment
+from embar_shm.subscribe_frames import Credit, Mode, Start, Subscribe, Subscribed, check_credit
+from embar_shm.transports.tcp_remote import LAST_WORDS, Limits, Link
+from embar_shm.transports.tcp_session import read_control
+
+__all__ = ["Feeds"]
+
+_SPIN_US = 50.0
+_STOPPED = 3  # BrokerState::Stopped of layout.hpp
+_POLL = 0.02  # seconds between two looks at how subscribers get on
+_log = logging.getLogger("embar_shm.tcp")
+
+
+class _Remote:
+    """A remote subscriber: what is known of it from one connection to the next."""
+
+    def __init__(self, core: _core.FeedCore, subscribe: Subscribe) -> None:
+        self.core = core
+        self.name = subscribe.name
+        self.key = (subscribe.subscriber_id, subscribe.incarnation)
+        self.reliable = subscribe.mode is Mode.RELIABLE
+        self.link: Link | None = None  # the connection that has it, or is about to
+        self.gone_since = 0.0  # time.monotonic() at which the last connection ended
+        self.turn = threading.Lock()  # held by the connection that uses `core`
+
+
+class Feeds:
+    """The remote subscribers of one listener."""
+
+    def __init__(self, segment: Segment, address: str, limits: Limits) -> None:
+        self._segment = segment
+        self._address = address
+        self._limits = limits
+        self._lock = threading.Lock()  # around the rest, and the taking of rows
+        self._remotes: set[_Remote] = set()
+        self._kept: dict[tuple[int, int], _Remote] = {}  # those that outlive their connections
+        self._past = SocketCounters()  # of those that are forgotten
+        self._stopping = False
+
+    def sockets(self) -> SocketCounters:
+        """What was done natively for all subscribers so far."""
+        total = SocketCounters()
+        with self._lock:
+            total.add(self._past)
+            for remote in self._remotes:
+                total.add(SocketCounters(**remote.core.socket_calls()))
+        return total
+
+    def serve(self, link: Link, subscribe: Subscribe, admitted: Callable[[], None]) -> None:
+        """A connection whose subscriber has introduced itself, until its end.
+
+        `admitted` is called when it has its place. Raises why it ended.
+        """
+        remote = self._take_over(link, subscribe)
+        said_goodbye = False
+        try:
+            admitted()
+            link.stream.set_deadline(None)
+            link.stream.set_timeouts(self._limits.stall, self._limits.stall)
+            with remote.turn:
+                said_goodbye = self._feed(link, remote, subscribe)
+        finally:
+            with self._lock:
+                if remote.link is link:
+                    remote.link = None
+                    remote.gone_since = time.monotonic()
+                    if said_goodbye or not remote.reliable:
+                        self._forget(remote)
+
+    def drain(self) -> None:
+        """After the broker's end: waits for subscribers that still get on to come to the end, too.
+
+        Those whose connection is lost meanwhile, or was a moment ago, may come back.
+        """
+        if self._segment.monitor().control()["state"] != _STOPPED:
+            return
+        farewell = self._limits.farewell
+        began = moved = time.monotonic()
+        seen: list[object] = []
+        while time.monotonic() - moved < farewell:
+            with self._lock:
+                left = [
+                    remote
+                    for remote in self._remotes
+                    if remote.link is not None or remote.gone_since > began - farewell
+                ]
+                now: list[object] = [(remote.key, remote.core.known()) for remote in left]
+            if not left:
+                return
+            if now != seen:
+                seen, moved = now, time.monotonic()
+            time.sleep(_POLL)
+        for remote in left:
+            _log.warning(
+                "subscriber %r takes nothing more, and has not read everything", remote.name
+            )
+
+    def stop(self) -> set[Link]:
+        """Ends all connections, which it returns. Their subscribers are told, if they listen."""
+        with self._lock:
+            self._stopping = True
+            for remote in self._remotes:
+                remote.core.interrupt()  # its connection says why
+        found = self._links()
+        give_up = time.monotonic() + LAST_WORDS
+        while self._links() and time.monotonic() < give_up:
+            time.sleep(_POLL)
+        for link in self._links():
+            link.stream.shutdown()
+        return found
+
+    def _links(self) -> set[Link]:
+        with self._lock:
+            return {r.link for r in self._remotes if r.link is not None}
+
+    def forget_all(self) -> None:
+        """Gives all rows back. No connection may be left."""
+        with self._lock:
+            for remote in list(self._remotes):
+                self._forget(remote)
+
+    def forget_the_gone(self) -> None:
+        """Lets go of subscribers that have had no connection for a while."""
+        with self._lock:
+            after = self._limits.forget_after
+            until = time.monotonic() - after
+            for remote in list(self._remotes):
+                if remote.link is None and remote.gone_since < until:
+                    _log.warning(
+                        "subscriber %r has been gone for %g s: it holds nobody back any more",
+                        remote.name,
+                        after,
+                    )
+                    self._forget(remote)
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child: the lock may have been held in the parent."""
+        self._lock = threading.Lock()
+
+    # --- who it is --------------------------------------------------------------------------------
+
+    def _take_over(self, link: Link, subscribe: Subscribe) -> _Remote:
+        """Makes this the connection of its subscriber. Waits for the broker, without the lock."""
+        log = self._segment.log
+        if subscribe.start in (Start.POSITION, Start.RESUME) and subscribe.log != log:
+            raise BrokerRestarted(
+                f"ticket {subscribe.ticket} is of another log than the one of the broker at "
+                f"{self._address}: it was started anew",
+                "subscribe from the earliest or the latest batch of the new log",
+            )
+        key = (subscribe.subscriber_id, subscribe.incarnation)
+        with self._lock:
+            if self._stopping:
+                raise self._stopped()
+            if (remote := self._kept.get(key)) is not None:
+                older, remote.link = remote.link, link
+                if older is not None:  # its subscriber has given it up
+                    older.stream.shutdown()
+                    remote.core.interrupt()
+                return remote
+        return self._join(link, subscribe)
+
+    def _join(self, link: Link, subscribe: Subscribe) -> _Remote:
+        """A place in the log for a new subscriber, or one that was forgotten."""
+        try:
+            core = self._admit(subscribe, min(subscribe.start, Start.TICKET))
+        except PositionLost:
+            if subscribe.mode is not Mode.LOSSY or subscribe.start is not Start.RESUME:
+                raise
+            core = self._admit(subscribe, Start.EARLIEST)
+        remote = _Remote(core, subscribe)
+        remote.link = link
+        try:
+            with self._lock:
+                if self._stopping:
+                    raise self._stopped()
+                if remote.reliable:
+                    if remote.key in self._kept:  # the one before was admitted only now
+                        raise WaitTimeout("another connection of this subscriber was being opened")
+                    self._kept[remote.key] = remote
+                self._remotes.add(remote)
+        except BaseException:
+            self._give_back(core)
+            raise
+        return remote
+
+    def _admit(self, subscribe: Subscribe, start: int) -> _core.FeedCore:
+        """Waits for a row of the table, and for the broker to answer."""
+        patience = time.monotonic() + self._limits.handshake
+        while True:
+            with self._lock:
+                try:
+                    core = self._take_row(subscribe, start)
+                    break
+                except NotEnoughSpace:
+                    if time.monotonic() >= patience:
+                        raise
+            time.sleep(_POLL)
+        try:
+            # What a lossy subscriber has missed since it was here last is a gap.
+            missed_from = subscribe.ticket if subscribe.start is Start.RESUME else 2**64 - 1
+            self._check(core.join(max(patience - time.monotonic(), 0.0), missed_from), subscribe)
+        except BaseException:
+            self._give_back(core)
+            raise
+        return core
+
+    def _take_row(self, subscribe: Subscribe, start: int) -> _core.FeedCore:
+        segment = self._segment
+        return _core.FeedCore(
+            segment.memory,
+            take_subscriber_row(segment, patience=0),
+            segment.lock_fd,
+            subscribe.name,
+            subscribe.mode is Mode.LOSSY,
+            start,
+            subscribe.ticket,
+            WAIT_MODES["adaptive"],
+            _SPIN_US,
+            available_cpus(),
+        )
+
+    def _check(self, answer: str, subscribe: Subscribe) -> None:
+        """Raises why the broker has not admitted a subscriber."""
+        match answer:
+            case "yes":
+                return
+            case "no":
+                words = self._segment.monitor().control()
+                oldest, newest = words["released"], words["head"] - 1
+                holds = f"{oldest} to {newest}" if newest >= oldest else f"none below {oldest}"
+                what = "was never written" if subscribe.ticket > newest else "is overwritten"
+                raise PositionLost(
+                    f"ticket {subscribe.ticket} of {self._segment.name} {what}: the log holds "
+                    f"tickets {holds}",
+                    "begin at 'earliest' or 'latest'; a broker with retain=N keeps the last N "
+                    "batches",
+                )
+            case "timeout":
+                raise WaitTimeout(
+                    f"the broker {self._segment.name} has not admitted the subscriber within "
+                    f"{self._limits.handshake:g} s",
+                    "subscribers are admitted by Broker.serve(): is it running?",
+                )
+            case _:
+                raise self._stopped()
+
+    def _forget(self, remote: _Remote) -> None:
+        """With the lock."""
+        self._remotes.discard(remote)
+        if self._kept.get(remote.key) is remote:
+            del self._kept[remote.key]
+        self._past.add(SocketCounters(**remote.core.socket_calls()))
+        self._give_back(remote.core)
+
+    def _give_back(self, core: _core.FeedCore) -> None:
+        core.close()
+        _core.unlock(self._segment.lock_fd, _core.subscriber_lock(core.index))
+
+    def _stopped(self) -> BrokerGone:
+        return BrokerGone(f"the broker at {self._address} has stopped", "connect to another one")
+
+    # --- batches ----------------------------------------------------------------------------------
+
+    def _feed(self, link: Link, remote: _Remote, subscribe: Subscribe) -> bool:
+        """Sends batches until the subscriber's goodbye (True), or the connection ends without."""
+        with self._lock:
+            if remote.link is not link or remote not in self._remotes:
+                return False  # a newer connection has taken over, or the last one said goodbye
+            if self._stopping:
+                raise self._stopped()
+        received, _, _, sent_to = remote.core.known()
+        # Without a RESUME it never heard the answer to its first introduction; a lossy one begins
+        # where its new feed does.
+        resumes = remote.reliable and subscribe.start is Start.RESUME
+        first = subscribe.ticket if resumes else received
+        if not remote.core.resume(first, subscribe.credit):
+            raise ProtocolError(
+                f"a subscriber wants to go on with ticket {first}: it said that it has received "
+                f"those before {received}, and those from {sent_to} on were never sent to it"
+            )
+        head = self._segment.monitor().control()["head"]
+        slot_bytes = self._segment.geometry.slot_bytes
+        answer = Subscribed(self._segment.log, first, head, slot_bytes)
+        link.say(Kind.SUBSCRIBED, answer.pack())
+        with self._sending(link, remote):
+            return self._hear(link, remote)
+
+    @contextmanager
+    def _sending(self, link: Link, remote: _Remote) -> Iterator[None]:
+        """Sends batches on a thread of its own meanwhile."""
+        sender = threading.Thread(target=self._send, args=(link, remote), name="feed", daemon=True)
+        sender.start()
+        try:
+            yield
+        finally:
+            remote.core.interrupt()
+            sender.join(LAST_WORDS)
+            if sender.is_alive():  # in the middle of a batch that nobody takes
+                link.stream.end_writing()
+                sender.join()
+
+    def _hear(self, link: Link, remote: _Remote) -> bool:
+        """Takes note of credits until a goodbye (True), or an orderly end of the connection."""
+        stream, core = link.stream, remote.core
+        while True:
+            begun = b""
+            if (fd := stream.plain_fd) is not None:
+                how, begun, got, number = core.read_credits(fd, protocol.CREDIT_HEAD)
+                if how == "closed" and not got:
+                    return False
+                if how != "whole":
+                    raise stream.lost(how, got, protocol.HEAD_BYTES, number)
+            else:
+                space = bytearray(protocol.HEAD_BYTES)
+                if not stream.read_into(memoryview(space), idle=True):
+                    return False
+                begun = bytes(space)
+            frame = read_control(stream, link.connection, begun=begun)
+            if frame.kind is Kind.GOODBYE:
+                return True
+            self._take_credit(core, Credit.unpack(frame.body))
+
+    @staticmethod
+    def _take_credit(core: _core.FeedCore, credit: Credit) -> None:
+        if not core.credit(credit.received, credit.granted):
+            received, granted, sent, sent_to = core.known()
+            check_credit(credit, Credit(received, granted), sent, sent_to)
+            raise ProtocolError(f"a subscriber said {credit}, which cannot be")
+
+    def _send(self, link: Link, remote: _Remote) -> None:
+        """The thread that sends."""
+        try:
+            self._send_batches(link, remote)
+        except EmbarError as error:
+            if link.connection.state is not State.CLOSED:
+                _log.info("subscriber %r is sent nothing more: %s", remote.name, error.message)
+            link.refuse(error)
+            link.stream.end_reading()
+        except Exception:  # a bug of ours: the others are served all the same
+            _log.exception("sending to the subscriber %r failed", remote.name)
+            link.stream.shutdown()
+
+    def _send_batches(self, link: Link, remote: _Remote) -> None:
+        stream, core = link.stream, remote.core
+        if (fd := stream.plain_fd) is not None:
+            why, ticket, how, number = core.send(fd)
+            if why == "batch":
+                raise stream.lost(how, 0, 0, number)
+        else:
+            while True:
+                why, ticket, header, body = core.next()
+                if header is None or body is None:
+                    break
+                stream.write(header, body)
+        if why == "end":
+            link.say(Kind.END)
+        elif why != "interrupted":
+            raise self._ended(why, ticket)
+        elif self._stopping:
+            raise self._stopped()
+
+    def _ended(self, why: str, ticket: int) -> EmbarError:
+        match why:
+            case "damaged":
+                return CorruptBatch(
+                    f"batch {ticket} of {self._address} was changed after the broker had accepted "
+                    "it",
+                    "some process writes where it must not; stop everything that uses this ring",
+                )
+            case "corrupt":
+                return CorruptSegment(f"the ring of the broker at {self._address} is damaged")
+            case "no_memory":
+                return NotEnoughSpace(f"the broker at {self._address} is out of memory")
+            case _:
+                return BrokerGone(f"the broker at {self._address} died", "connect to another one")
