@@ -227,6 +227,21 @@ class PublisherCore:
     def wait_acked(self, timeout: float | None = None, seq: int | None = None) -> None:
         """Waits until batch seq (all so far) is in the log."""
 
+    def wait(self, space: bool, seq: int | None, timeout: float | None) -> bool:
+        """
+        Waits until a call that was refused with WouldWait is worth another try (True): there may be a slot
+        (`space`), batch `seq` is in the log, or the call would raise. False at the timeout, or by interrupt().
+        """
+
+    def interrupt(self) -> None:
+        """Ends a wait() of another thread, or else the next one."""
+
+    @property
+    def blocking(self) -> bool:
+        """False: calls that would have to wait raise WouldWait."""
+
+    @blocking.setter
+    def blocking(self, arg: bool, /) -> None: ...
     def drop_reservation(self) -> None:
         """
         Drops the open reservation, if there is one. BufferError while a view of it is alive.

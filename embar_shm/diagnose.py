@@ -24,8 +24,16 @@ from embar_shm.errors import (
 from embar_shm.layout import Geometry
 from embar_shm.readers import describe_slow
 from embar_shm.segment import Segment
+from embar_shm.transports.base import WouldWait
 
-__all__ = ["RingContext", "buffer_error", "publisher_error", "publisher_timeout", "table_full"]
+__all__ = [
+    "RingContext",
+    "buffer_error",
+    "publisher_error",
+    "publisher_timeout",
+    "table_full",
+    "would_wait",
+]
 
 _FAULTS = {
     1: "its header is damaged",
@@ -160,6 +168,11 @@ def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: fl
         "look at the processes named here; more slots or a larger in_flight help only if they "
         "are alive and busy",
     )
+
+
+def would_wait(what: str) -> EmbarError:
+    """The error of a call that must not wait, and would have to."""
+    return WouldWait(what)
 
 
 def buffer_error(value: object, expected: str) -> EmbarError:

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from embar_shm.errors import ConfigurationError
+from embar_shm.errors import ConfigurationError, EmbarError, WaitTimeout
 from embar_shm.options import CopyMode, StartPlace, SubscribeMode, WaitMode
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ __all__ = [
     "SubscriberOptions",
     "SubscriberStats",
     "Transport",
+    "WouldWait",
 ]
 
 
@@ -130,6 +131,16 @@ class PublisherStats:
     space_waits: int  # times a slot had to be waited for
 
 
+class WouldWait(WaitTimeout):
+    """A call on a link that is not `PublisherLink.blocking` would have to wait.
+
+    `message` is for what: "space" (a slot), "ack", or "lock" (a commit in the background, which
+    takes microseconds).
+    """
+
+    appended = 0  # messages, by `publish_many`
+
+
 class PublisherLink(abc.ABC):
     """A connected publisher. Its methods do what `Publisher`'s of the same name promise."""
 
@@ -153,6 +164,41 @@ class PublisherLink(abc.ABC):
     @abc.abstractmethod
     def wait_acked(self, timeout: float | None, seq: int | None) -> None:
         """Waits until batch `seq` (None: everything published so far) is in the log."""
+
+    @property
+    @abc.abstractmethod
+    def message_size(self) -> int | None:
+        """Bytes of every message; None: any size."""
+
+    @property
+    @abc.abstractmethod
+    def blocking(self) -> bool:
+        """May calls wait? If not, those that would have to raise `WouldWait`, and `wait` is for
+        another thread. Nothing is appended, but by `publish_many`: see its ``appended``."""
+
+    @blocking.setter
+    @abc.abstractmethod
+    def blocking(self, blocking: bool) -> None: ...
+
+    @abc.abstractmethod
+    def wait(self, space: bool, seq: int | None, timeout: float | None) -> bool:
+        """Waits until a call that raised `WouldWait` is worth another try: True.
+
+        Either because there may be a slot (`space`; nobody else publishes meanwhile), or batch
+        `seq` is in the log, or the call would raise. False after `timeout` seconds, or `interrupt`.
+        """
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """Ends a `wait` of another thread, or else the next one, once: it returns False."""
+
+    @abc.abstractmethod
+    def accepted(self) -> int:
+        """Batches 1 to this one are in the log, as far as known here."""
+
+    @abc.abstractmethod
+    def timed_out(self, what: str, seq: int, waited: float) -> EmbarError:
+        """The error that tells whom this publisher has been waiting for: "space" or "ack"."""
 
     @abc.abstractmethod
     def stats(self) -> PublisherStats:
@@ -211,6 +257,10 @@ class SubscriberLink(abc.ABC):
     @abc.abstractmethod
     def interrupt(self) -> None:
         """Ends a `wait` of another thread, or else the next one, once: it returns False."""
+
+    @abc.abstractmethod
+    def timed_out(self, waited: float) -> EmbarError:
+        """The error that tells why no batch came within `waited` seconds."""
 
     @abc.abstractmethod
     def position(self) -> Position:

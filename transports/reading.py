@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from embar_shm import _core
 from embar_shm.cpus import available_cpus
 from embar_shm.diagnose import RingContext
+from embar_shm.diagnose_subscriber import subscriber_error
+from embar_shm.errors import EmbarError
 from embar_shm.options import START_PLACES, SUBSCRIBE_MODES, WAIT_MODES
 from embar_shm.transports.base import Position, SubscriberLink, SubscriberOptions, SubscriberStats
 
@@ -85,6 +87,9 @@ class ReadingLink(SubscriberLink):
 
     def interrupt(self) -> None:
         self._core.interrupt()
+
+    def timed_out(self, waited: float) -> EmbarError:
+        return subscriber_error(self._core, "timeout", waited)
 
     def position(self) -> Position:
         return Position(self._log, self._core.position)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from embar_shm import _core
 from embar_shm import options as checks
 from embar_shm.cpus import available_cpus
-from embar_shm.diagnose import RingContext, publisher_error
-from embar_shm.errors import ConfigurationError, MisuseError
+from embar_shm.diagnose import RingContext, publisher_error, publisher_timeout
+from embar_shm.errors import ConfigurationError, EmbarError, MisuseError
 from embar_shm.options import COPY_MODES, WAIT_MODES
 from embar_shm.transports.base import PublisherLink, PublisherOptions, PublisherStats
 
@@ -124,6 +124,30 @@ class RingLink(PublisherLink):
                 "pass what flush() returned, or no seq at all",
             )
         self._core.wait_acked(timeout, seq)
+
+    @property
+    def message_size(self) -> int | None:
+        return self._core.message_size or None
+
+    @property
+    def blocking(self) -> bool:
+        return self._core.blocking
+
+    @blocking.setter
+    def blocking(self, blocking: bool) -> None:
+        self._core.blocking = blocking
+
+    def wait(self, space: bool, seq: int | None, timeout: float | None) -> bool:
+        return self._core.wait(space, seq, timeout)
+
+    def interrupt(self) -> None:
+        self._core.interrupt()
+
+    def accepted(self) -> int:
+        return self._core.accepted_seq
+
+    def timed_out(self, what: str, seq: int, waited: float) -> EmbarError:
+        return publisher_timeout(self._core, what, seq, waited)
 
     def stats(self) -> PublisherStats:
         return self._last_stats or self._stats_now()

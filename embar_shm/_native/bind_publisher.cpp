@@ -163,6 +163,11 @@ void bind_publisher(nb::module_& m) {
         .def("flush", &PublisherCore::flush, "Commits the open batch: the seq of the last committed batch (0: none).")
         .def("wait_acked", &PublisherCore::wait_acked, nb::arg("timeout").none() = nb::none(),
              nb::arg("seq").none() = nb::none(), "Waits until batch seq (all so far) is in the log.")
+        .def("wait", &PublisherCore::wait, nb::arg("space"), nb::arg("seq").none(), nb::arg("timeout").none(),
+             "Waits until a call that was refused with WouldWait is worth another try (True): there may be a slot\n"
+             "(`space`), batch `seq` is in the log, or the call would raise. False at the timeout, or by interrupt().")
+        .def("interrupt", &PublisherCore::interrupt, "Ends a wait() of another thread, or else the next one.")
+        .def_rw("blocking", &PublisherCore::blocking_, "False: calls that would have to wait raise WouldWait.")
         .def("drop_reservation", &PublisherCore::drop_reservation,
              "Drops the open reservation, if there is one. BufferError while a view of it is alive.")
         .def("close", &PublisherCore::close, "Gives the row back. Flush first.")
@@ -176,7 +181,7 @@ void bind_publisher(nb::module_& m) {
         .def_prop_ro("in_flight", [](const PublisherCore& p) { return p.core.in_flight_seen(); })
         .def_prop_ro("open_messages",
                      [](PublisherCore& p) {
-                         PublisherCore::Guard guard(p);
+                         PublisherCore::Guard guard(p, true);
                          return p.core.open_messages();
                      })
         .def_prop_ro("index", [](const PublisherCore& p) { return p.core.index(); })

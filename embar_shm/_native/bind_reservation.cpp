@@ -22,7 +22,7 @@ public:
     Reservation& operator=(const Reservation&) = delete;
     bool open() const { return p_->core.has_reservation() && number_ == p_->reservations_; }
     void end(bool keep) {
-        PublisherCore::Guard guard(*p_);
+        PublisherCore::Guard guard(*p_, true);
         if (p_->core.state() == Status::Forked || p_->core.state() == Status::Closed) p_->raise(p_->core.state());
         if (!open()) p_->raise(Status::NotReserved);
         if (p_->exports_) {

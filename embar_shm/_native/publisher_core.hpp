@@ -29,15 +29,22 @@ public:
         raise_object(nb::module_::import_("embar_shm.diagnose").attr("buffer_error")(object, expected));
     }
 
+    // What would have to be waited for, in a call that must not wait: "lock", "space" or "ack".
+    [[noreturn]] static void raise_would_wait(const char* what) {
+        raise_object(nb::module_::import_("embar_shm.diagnose").attr("would_wait")(what));
+    }
+
     // Holds the publisher's lock. Waits for another thread without the GIL.
     class Guard {
     public:
-        explicit Guard(PublisherCore& p) : p_(p) {
+        explicit Guard(PublisherCore& p) : Guard(p, p.blocking_) {}
+        Guard(PublisherCore& p, bool blocking) : p_(p) {
             if (p.core.lock.try_lock()) [[likely]] {
                 p.owner_ = PyThread_get_thread_ident();
                 return;
             }
             if (p.owner_ == PyThread_get_thread_ident()) p.raise(Status::InUse);  // from a signal handler
+            if (!blocking) raise_would_wait("lock");
             const u64 begin = now_ns(), deadline = deadline_after(p.timeout_);
             while (!p.core.lock.try_lock()) {
                 if (now_ns() >= deadline) p.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
@@ -74,6 +81,7 @@ public:
         }
         u64 begin = now_ns(), deadline = deadline_after(timeout_), seq = core.committed_seq();
         while (s == Status::NeedSlot) {
+            if (!blocking_) raise_would_wait("space");
             if (core.committed_seq() != seq) {  // a long call gets on: the timeout is for standing still
                 seq = core.committed_seq();
                 begin = now_ns(), deadline = deadline_after(timeout_);
@@ -104,7 +112,9 @@ public:
     void wait_acked(std::optional<double> timeout, std::optional<u64> seq) {
         if (!seq) seq = flush();
         if (core.state() != Status::Ok) raise(core.state());
-        const u64 begin = now_ns(), deadline = deadline_after(timeout ? timeout : timeout_);
+        const u64 begin = ack_wait_since_ ? ack_wait_since_ : now_ns();
+        const u64 deadline = deadline_after(timeout ? timeout : timeout_);
+        if (!blocking_ && !acked(*seq) && core.peer_status() == Status::Ok) raise_would_wait("ack");
         for (;;) {
             Wait w;
             {
@@ -121,7 +131,37 @@ public:
             if (w != Wait::Ready && now_ns() >= deadline)
                 raise_timeout("ack", *seq, static_cast<double>(now_ns() - begin) / 1e9);
         }
+        ack_wait_since_ = 0;
         core.record_ack_wait(begin);
+    }
+    // For those whose calls must not wait (blocking_): waits, in another thread, until a call is worth another try
+    // (True), because there is a slot (`space`), or batch `seq` is in the log, or it would raise. False at the timeout
+    // and after interrupt(). With `space` it holds the lock: only who claims may wait for slots.
+    bool wait(bool space, std::optional<u64> seq, std::optional<double> timeout) {
+        std::optional<Guard> guard;
+        if (space) guard.emplace(*this, true);
+        if (seq && !ack_wait_since_) ack_wait_since_ = now_ns();
+        const u64 deadline = deadline_after(timeout), last = seq.value_or(PublisherRow::kNoSeq);
+        for (;;) {
+            if (core.accepted_seq() >= last || (space && core.may_claim())) return true;
+            if (core.state() != Status::Ok || core.peer_status() != Status::Ok) return true;
+            if (now_ns() >= deadline) return false;
+            {
+                nb::gil_scoped_release unlocked;
+                const u64 slice = std::min(deadline, now_ns() + kSliceNs);
+                space ? core.wait_space(slice, last) : core.wait_acked(last, slice);
+            }
+            check_signals();
+            if (interrupted_.exchange(false)) {
+                core.resume();
+                return false;
+            }
+        }
+    }
+    // Ends a wait() of another thread, or else the next one.
+    void interrupt() {
+        interrupted_ = true;
+        core.interrupt();
     }
     // Throws when another thread has closed the publisher: the row may be somebody else's by now.
     bool acked(u64 seq) {
@@ -130,14 +170,14 @@ public:
         return found;
     }
     void drop_reservation() {
-        Guard guard(*this);
+        Guard guard(*this, true);
         if (!core.has_reservation()) return;
         if (exports_) throw nb::buffer_error(kViewAlive);
         core.finish_reservation(false);
     }
     void close() {
         drop_reservation();
-        Guard guard(*this);
+        Guard guard(*this, true);
         core.close();
     }
     std::string state() const { return name(core.state()); }
@@ -150,13 +190,17 @@ public:
     nb::object context_;
     HeldBuffer buffer_;
     std::optional<double> timeout_;
-    u64 exports_ = 0;  // live buffers of the open reservation
+    bool blocking_ = true;  // false: what would have to wait raises WouldWait
+    u64 exports_ = 0;       // live buffers of the open reservation
     u64 reservations_ = 0;
     std::atomic<unsigned long> owner_{0};  // the thread in a call that may run signal handlers
     bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone
     Publisher core;
 
 private:
+    std::atomic<bool> interrupted_{false};
+    u64 ack_wait_since_ = 0;  // of the first wait() for an acknowledgement that wait_acked() has not told yet
+
     static Ring checked(const HeldBuffer& b, u32 index, u64 batch_bytes, u64 message_size, u32 quota) {
         const Ring ring = ring_in(b);
         if (index >= ring.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");

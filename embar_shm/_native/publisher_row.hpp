@@ -48,6 +48,8 @@ struct RowOptions {
 
 class PublisherRow {
 public:
+    static constexpr u64 kNoSeq = ~0ULL;  // is never accepted
+
     // The caller holds the liveness lock of row `index` on `lock_fd`, and has seen the row free. `lock_fd` -1: a plain
     // buffer, where nobody is ever found dead.
     PublisherRow(Ring ring, u32 index, int lock_fd, const RowOptions& options, const SpinOptions& spin)
@@ -71,23 +73,32 @@ public:
     // Sleeps (one slice) until a claim is worth another try. On the claiming thread, without the GIL.
     // First for the quota, of which the broker tells this publisher alone; then for any free slot, of which it
     // tells one of those that asked. One wait for both would miss the slots of others while it asks for none.
-    Wait wait_space(u64 deadline_ns) noexcept {
+    // The acknowledgement of batch `seq` ends the wait, too.
+    Wait wait_space(u64 deadline_ns, u64 seq = kNoSeq) noexcept {
         if (!waiting_since_) {
             waiting_since_ = row_options_.timed ? now_ns() : 1;  // not 0: it waits
             Histogram::add(row_->space_waits, 1);
         }
         if (in_flight() >= row_options_.quota)
             return sleep_slice(
-                [this] { return in_flight() < row_options_.quota || no_more_batches() || interrupted(); }, deadline_ns);
+                [this, seq] {
+                    return in_flight() < row_options_.quota || accepted_seq() >= seq || no_more_batches() ||
+                           interrupted();
+                },
+                deadline_ns);
         Control& c = ring_.control();
         row_->wants_any_slot.store(1, std::memory_order_seq_cst);
         c.space_waiters.store(1, std::memory_order_seq_cst);  // pairs with Broker::wake_one_space_waiter()
         wake_if_sleeping(c.event, c.sleeping);                // a dead owner's slots may be waiting to be reaped
-        const Wait w =
-            sleep_slice([this] { return ring_.any_free() || no_more_batches() || interrupted(); }, deadline_ns);
+        const Wait w = sleep_slice(
+            [this, seq] { return ring_.any_free() || accepted_seq() >= seq || no_more_batches() || interrupted(); },
+            deadline_ns);
         row_->wants_any_slot.store(0, std::memory_order_seq_cst);
         return w;
     }
+
+    // Is a claim worth a try? On the claiming thread.
+    bool may_claim() noexcept { return no_more_batches() || (in_flight() < row_options_.quota && ring_.any_free()); }
 
     // Sleeps (one slice) until batch `seq` is accepted. Any thread, without the GIL.
     Wait wait_acked(u64 seq, u64 deadline_ns) noexcept {
