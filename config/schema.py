@@ -2,43 +2,24 @@
 
 This module is the only list of keys. The YAML files, the EMBAR_* variables, the command line flags
 and their help are all made from it, so a key cannot exist in one place and be ignored in another.
-
-Values arrive as Python objects (from YAML) or as text (from the environment and flags) and go
-through the same functions (`values`), which speak in sentences: a mistake shows what was written
-and what is allowed, never how it is checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 
-from embar_shm.config.values import (
-    address_list,
-    boolean,
-    number,
-    optional_size,
-    optional_text,
-    order_level,
-    quoted,
-    size,
-    transport_name,
-    whole_number,
-)
-from embar_shm.units import format_size
+from embar_shm.config.fields import AtMost, Fields, Key, check_value, keys_of
+from embar_shm.config.fields import Boolean as _Boolean
+from embar_shm.config.fields import FilePath as _Path
+from embar_shm.config.fields import Milliseconds as _Milliseconds
+from embar_shm.config.fields import Seconds as _Seconds
+from embar_shm.config.fields import Shown as _Shown
+from embar_shm.config.fields import Size as _Size
+from embar_shm.config.fields import Whole as _Whole
+from embar_shm.config.values import address_list, optional_size, order_level, transport_name
 
 __all__ = [
     "KEYS",
@@ -53,32 +34,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """How a flag's help writes the value of a field, and a default that is none."""
-
-    metavar: str
-    none: str = "none"
-
-
-_Whole = Annotated[int, BeforeValidator(whole_number), _Shown("N")]
-_Size = Annotated[int, BeforeValidator(size), _Shown("SIZE")]
-_Seconds = Annotated[float, BeforeValidator(number), _Shown("SECONDS")]
-_Milliseconds = Annotated[float, BeforeValidator(number), _Shown("MS")]
-_Path = Annotated[str | None, BeforeValidator(optional_text), _Shown("PATH")]
-_Boolean = Annotated[bool, BeforeValidator(boolean)]
-
-
-class _Fields(BaseModel):
+class _Fields(Fields):
     """The fields of `RunConfig`, each checked on its own."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        validate_by_name=True,
-        validate_by_alias=True,
-    )
 
     transport: Annotated[str, BeforeValidator(transport_name), _Shown("NAME")] = Field(
         default="shm",
@@ -214,15 +171,6 @@ class _Fields(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class AtMost:
-    """A rule between two keys: `low` must not exceed `high`."""
-
-    low: str
-    high: str
-    because: str
-
-
 RULES: Final = (
     AtMost("message_size", "batch_size", "a message must fit into one batch"),
     AtMost("batch_size", "slot_size", "a batch must fit into one slot"),
@@ -285,95 +233,5 @@ class RunConfig(_Fields):
         return self.total_bytes // self.message_size
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key as users meet it: in YAML by `name`, as EMBAR_<NAME>, and as a flag."""
-
-    name: str
-    field: str
-    """Attribute of `RunConfig`; differs from `name` only for `copy`."""
-    aliases: tuple[str, ...]
-    description: str
-    default: object
-    metavar: str
-    """What stands for the value in help; empty for a boolean."""
-    none_text: str
-    """How a default that is None is written."""
-
-    @property
-    def is_boolean(self) -> bool:
-        return isinstance(self.default, bool)
-
-    @property
-    def is_size(self) -> bool:
-        return self.metavar == "SIZE"
-
-    @property
-    def default_text(self) -> str:
-        """The default as help writes it."""
-        return self.none_text if self.default is None else self.show(self.default)
-
-    def show(self, value: object) -> str:
-        """`value` of this key, for people: sizes with their unit."""
-        if self.is_size and isinstance(value, int):
-            return format_size(value)
-        if isinstance(value, float):
-            return f"{value:g}"
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _key(field: str, info: FieldInfo) -> Key:
-    names: list[str] = [field]
-    if isinstance(info.validation_alias, AliasChoices):
-        names = [str(choice) for choice in info.validation_alias.choices]
-    shown = next((mark for mark in info.metadata if isinstance(mark, _Shown)), _Shown(""))
-    metavar = shown.metavar
-    if get_origin(info.annotation) is Literal:
-        metavar = "|".join(get_args(info.annotation))
-    return Key(
-        name=names[0],
-        field=field,
-        aliases=tuple(names[1:]),
-        description=info.description or "",
-        default=info.default,
-        metavar=metavar,
-        none_text=shown.none,
-    )
-
-
-KEYS: Final = tuple(_key(field, info) for field, info in _Fields.model_fields.items())
+KEYS: Final = keys_of(_Fields)
 """All keys, in the order in which they are documented, printed and recorded."""
-
-
-def check_value(key: Key, value: object) -> object:
-    """The parsed value of one key. Raises `ValueError` with a sentence on what is wrong with it."""
-    if value is None and key.default is not None:
-        raise ValueError("there is no value")
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("the value is empty")
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{quoted(value)} is not Unicode text")
-    try:
-        fields = _Fields.model_validate({key.field: value})
-    except ValidationError as error:
-        raise ValueError(_sentence(error.errors()[0])) from None
-    checked: object = getattr(fields, key.field)
-    return checked
-
-
-def _sentence(details: ErrorDetails) -> str:
-    context: dict[str, Any] = details.get("ctx", {})
-    value = quoted(details["input"])
-    match details["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "greater_than_equal":
-            return f"{value} is below the minimum {context['ge']:g}"
-        case "less_than_equal":
-            return f"{value} is above the maximum {context['le']:.12g}"
-        case "greater_than":
-            return f"{value} is too small: it must be above {context['gt']:g}"
-        case "literal_error":
-            return f"{value} is not one of the choices: {context['expected']}"
-        case _:
-            return f"{value}: {details['msg']}"
