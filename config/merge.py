@@ -7,12 +7,11 @@ tomorrow.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any
 
 from embar_shm.config.entries import Entry
 from embar_shm.config.fields import AtMost, Key, check_value
@@ -39,13 +38,6 @@ class Settings:
         self.doubtful: set[str] = set()  # keys with a mistake: rules about them would only guess
         self._turn = 0
 
-    def branch(self) -> Self:
-        """A copy that goes its own way from here on; the mistakes of both are told together."""
-        other = copy.copy(self)
-        other.settings = self.settings.copy()
-        other.doubtful = self.doubtful.copy()
-        return other
-
     def add(self, source: Iterable[Entry], spell: Callable[[str], str] = str) -> None:
         """Takes one source; `spell` writes a key the way this source does."""
         seen: dict[str, Entry] = {}
@@ -59,6 +51,13 @@ class Settings:
             else:
                 seen[key.name] = entry
                 self._set(key, entry)
+
+    def overlay(self, later: Settings) -> None:
+        """Takes what `later` has in effect; its mistakes stay where they are."""
+        for name, setting in later.settings.items():
+            self._turn += 1
+            self.settings[name] = replace(setting, turn=self._turn)
+        self.doubtful |= later.doubtful
 
     def unknown_key(self, entry: Entry, spell: Callable[[str], str]) -> str:
         """What to say about a key that does not exist."""

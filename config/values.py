@@ -6,18 +6,22 @@ import math
 import re
 from typing import Final
 
-from embar_shm.address import split_address
+from embar_shm import transports
+from embar_shm.address import RingName, split_address
 from embar_shm.errors import ConfigurationError
+from embar_shm.net import parse_endpoint
 from embar_shm.units import parse_size
 
 __all__ = [
     "address_list",
     "boolean",
+    "listen_urls",
     "number",
     "optional_size",
     "optional_text",
     "order_level",
     "quoted",
+    "ring_name",
     "size",
     "transport_name",
     "whole_number",
@@ -105,6 +109,32 @@ def address_list(value: object) -> str | None:
     if len(set(urls)) < len(urls):
         raise ValueError(f"{quoted(value)} names a broker twice")
     return ",".join(urls)
+
+
+def listen_urls(value: object) -> tuple[str, ...]:
+    """URLs to listen on; text is one of them."""
+    if isinstance(value, list | tuple):
+        return tuple(url for item in value for url in listen_urls(item))
+    if not isinstance(value, str):
+        raise ValueError(f"{quoted(value)} is not an address such as tcp://127.0.0.1:7400")
+    url = value.strip()
+    try:
+        scheme, rest = split_address(url)
+        transports.get(scheme)
+        if scheme == "tcp":
+            parse_endpoint(rest)
+    except ConfigurationError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+    return (url,)
+
+
+def ring_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{quoted(value)} is not a name such as demo/0")
+    try:
+        return str(RingName.parse(value.strip()))
+    except ConfigurationError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
 
 
 def boolean(value: object) -> bool:

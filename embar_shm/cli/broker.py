@@ -1,159 +1,136 @@
-"""``embar-shm broker``: one broker in the foreground, for publishers of this and other machines."""
+"""``embar-shm broker``: brokers in the foreground, for publishers of this and other machines."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
-import embar_shm as es
-from embar_shm import tls
 from embar_shm.cli import render_broker
-from embar_shm.token import read_token
-from embar_shm.transports import Listener
+from embar_shm.cli.options import key_option
+from embar_shm.config import BROKER_KEYS, load_broker, load_brokers
+from embar_shm.sd_notify import Notifier
+from embar_shm.service.serving import Report, serve
+from embar_shm.service.supervisor import supervise
 
 __all__ = ["broker_command"]
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _key_options(command: _Command) -> _Command:
+    for key in reversed(BROKER_KEYS):
+        if key.name != "name":
+            command = key_option(key)(command)
+    return command
+
 
 @click.command("broker")
-@click.argument("name", metavar="CLUSTER/BROKER")
+@click.argument("name", metavar="[CLUSTER/BROKER]", required=False)
 @click.option(
-    "--listen",
-    "urls",
-    multiple=True,
-    metavar="URL",
-    help="Also take publishers over a network: tcp://127.0.0.1:7400 for this machine only, "
-    "tcp://0.0.0.0:7400 for others, too; port 0: any free one. Repeat it for several.",
+    "--config",
+    "file",
+    metavar="PATH",
+    help="A YAML file with one or several brokers, instead of the name of one. See below.",
 )
+@_key_options
 @click.option(
-    "--slots",
-    type=int,
-    metavar="N",
-    default=8,
-    show_default=True,
-    help="Batch slots in the ring.",
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print two JSON objects, a line each: when ready, and at the end.",
 )
-@click.option(
-    "--slot-size",
-    metavar="SIZE",
-    default="2MiB",
-    show_default=True,
-    help="Bytes that a batch can have.",
-)
-@click.option(
-    "--max-publishers",
-    type=int,
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Publishers connected at a time.",
-)
-@click.option(
-    "--wait",
-    type=click.Choice(["adaptive", "spin", "block"]),
-    default="adaptive",
-    show_default=True,
-    help="How it waits for batches: spin, block in the kernel, or spin first and then block.",
-)
-@click.option(
-    "--socket-buffer",
-    metavar="SIZE",
-    help="Bytes that the kernel should hold for a connection, in each direction. "
-    "[default: what suits the address]",
-)
-@click.option("--token-file", metavar="PATH", help="The secret that publishers must know.")
-@click.option("--tls-cert", metavar="PATH", help="PEM certificate of this broker: turns TLS on.")
-@click.option("--tls-key", metavar="PATH", help="PEM file with its key.")
-@click.option(
-    "--tls-client-ca", metavar="PATH", help="Publishers need a certificate signed by one of these."
-)
-@click.option(
-    "--insecure", is_flag=True, help="Listen beyond this machine with neither token nor TLS."
-)
-@click.option("--replace-dead", is_flag=True, help="Replace the ring of a broker that was killed.")
-@click.option("--json", "as_json", is_flag=True, help="Print two JSON objects, a line each.")
-def broker_command(
-    name: str,
-    urls: tuple[str, ...],
-    slots: int,
-    slot_size: str,
-    max_publishers: int,
-    wait: Any,
-    socket_buffer: str | None,
-    token_file: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    tls_client_ca: str | None,
-    insecure: bool,
-    replace_dead: bool,
-    as_json: bool,
-) -> None:
+def broker_command(name: str | None, file: str | None, as_json: bool, **flags: Any) -> None:
     """Run a broker until Ctrl-C or SIGTERM, then print what it did.
 
     Prints the addresses that publishers can use once it is ready. Publishers of this machine use
     shm://CLUSTER/BROKER; what comes in over --listen ends up in the same ring.
+
+    With --config it runs the brokers of a file, each in a process of its own. The keys are the
+    flags without the dashes, and each broker has a name; keys outside the list are for all of them,
+    and flags override both:
+
+    \b
+        slots: 16
+        token_file: /etc/embar/token
+        brokers:
+          - name: demo/0
+            listen: tcp://0.0.0.0:7400
+          - name: demo/1
+            listen: [tcp://0.0.0.0:7401, tcp://0.0.0.0:7402]
+            slot_size: 4MiB
+
+    When one of them does not start, or ends by itself, the others are ended, too, and the exit code
+    is not 0. A service manager that sets NOTIFY_SOCKET (systemd: Type=notify) is told when all are
+    ready and when the end begins, and, with WatchdogSec, as long as all of them respond.
     """
-    only_listening = {
-        "--token-file": token_file,
-        "--tls-cert": tls_cert,
-        "--tls-key": tls_key,
-        "--tls-client-ca": tls_client_ca,
-        "--socket-buffer": socket_buffer,
-        "--insecure": insecure or None,
-    }
-    given = [flag for flag, value in only_listening.items() if value is not None]
-    if given and not urls:
-        raise click.UsageError(
-            f"{', '.join(given)}: nothing is protected or sized without --listen"
-        )
+    if (name is None) == (file is None):
+        raise click.UsageError("give either CLUSTER/BROKER or --config PATH")
+    notifier = Notifier.take()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    token = None if token_file is None else read_token(token_file)
-    context = None
-    if tls_cert is not None or tls_key is not None or tls_client_ca is not None:
-        if tls_cert is None or tls_key is None:
-            raise click.UsageError("TLS needs both --tls-cert and --tls-key")
-        context = tls.server_context(tls_cert, tls_key, tls_client_ca)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the library's: serve() returns, and we exit 0
-    with es.Broker.create(
-        name,
-        slots=slots,
-        slot_size=slot_size,
-        max_publishers=max_publishers,
-        wait=wait,
-        replace_dead=replace_dead,
-    ) as broker:
-        listeners = [
-            broker.listen(
-                url, token=token, tls=context, insecure=insecure, socket_buffer=socket_buffer
-            )
-            for url in urls
-        ]
-        addresses = [broker.address, *(listener.address for listener in listeners)]
-        try:  # from the moment on at which somebody may know that we are here
-            if as_json:
-                click.echo(json.dumps({"addresses": addresses}))
-            else:
-                render_broker.ready(addresses)
-            sys.stdout.flush()
-            broker.serve()
-        finally:
-            broker.close()
-            _report(broker, listeners, as_json)
-
-
-def _report(broker: es.Broker, listeners: list[Listener], as_json: bool) -> None:
-    stats = dataclasses.asdict(broker.stats())
-    sockets = [listener.sockets() for listener in listeners]
-    if as_json:
-        found = {
-            "stats": stats,
-            "sockets": [None if s is None else dataclasses.asdict(s) for s in sockets],
-        }
-        click.echo(json.dumps(found))
+    if name is not None:
+        audience = _One(notifier, as_json)
+        serve(load_broker(name, flags), audience, notifier.watchdog_period)
+        return
+    configs = load_brokers(str(file), flags)
+    several = _Several(notifier, as_json)
+    if len(configs) == 1:
+        serve(configs[0], several, notifier.watchdog_period)
     else:
-        render_broker.ended(stats)
+        supervise(configs, several, notifier.watchdog_period)
+
+
+class _One:
+    """Prints for the user of one broker, and tells the service manager."""
+
+    def __init__(self, notifier: Notifier, as_json: bool) -> None:
+        self._notifier = notifier
+        self._as_json = as_json
+
+    def ready(self, addresses: Mapping[str, list[str]]) -> None:
+        self._show_ready(addresses)
+        self._notifier.ready(f"serving {', '.join(addresses)}")
+
+    def alive(self) -> None:
+        self._notifier.alive()
+
+    def stopping(self, why: str) -> None:
+        self._notifier.stopping(why)
+
+    def ended(self, reports: Mapping[str, Report]) -> None:
+        self._show_ended(reports)
+
+    def _show_ready(self, addresses: Mapping[str, list[str]]) -> None:
+        (own,) = addresses.values()
+        if self._as_json:
+            render_broker.json_line({"addresses": own})
+        else:
+            render_broker.ready(own)
+
+    def _show_ended(self, reports: Mapping[str, Report]) -> None:
+        (report,) = reports.values()
+        if self._as_json:
+            render_broker.json_line(report)
+        else:
+            render_broker.ended(report["stats"])
+
+
+class _Several(_One):
+    """The same for the brokers of a file, each with its name."""
+
+    def _show_ready(self, addresses: Mapping[str, list[str]]) -> None:
+        if self._as_json:
+            found = {name: {"addresses": own} for name, own in addresses.items()}
+            render_broker.json_line({"brokers": found})
+        else:
+            render_broker.ready([address for own in addresses.values() for address in own])
+
+    def _show_ended(self, reports: Mapping[str, Report]) -> None:
+        if self._as_json:
+            render_broker.json_line({"brokers": reports})
+        else:
+            for name, report in reports.items():
+                render_broker.ended(report["stats"], name)

@@ -14,7 +14,7 @@ import click
 
 from embar_shm.config import KEYS, Key, LoadedConfig, builtin_names, load
 
-__all__ = ["config_options", "config_options_without", "load_from_flags"]
+__all__ = ["config_options", "config_options_without", "key_option", "load_from_flags"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,7 +32,7 @@ def config_options_without(*names: str) -> Callable[[_Command], _Command]:
     options = [*_source_options()]
     for key in KEYS:
         if key.name not in names:
-            options += [_key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
+            options += [key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
 
     def add(command: _Command) -> _Command:
         for option in reversed(options):  # decorators apply from the bottom up; help from the top
@@ -84,7 +84,8 @@ def _source_options() -> list[Callable[[_Command], _Command]]:
     ]
 
 
-def _key_option(key: Key) -> Callable[[_Command], _Command]:
+def key_option(key: Key) -> Callable[[_Command], _Command]:
+    """The flag of one key. It carries text, or nothing; of a list: a tuple of texts."""
     text = key.description
     if key.aliases:
         text += f" Also written {', '.join(_flag(alias) for alias in key.aliases)}."
@@ -92,7 +93,14 @@ def _key_option(key: Key) -> Callable[[_Command], _Command]:
     if key.is_boolean:
         declaration = f"{_flag(key.name)}/{_flag('no_' + key.name)}"
         return click.option(declaration, key.name, default=None, help=text)
-    return click.option(_flag(key.name), key.name, type=str, metavar=key.metavar, help=text)
+    return click.option(
+        _flag(key.name),
+        key.name,
+        type=str,
+        metavar=key.metavar,
+        multiple=key.is_list,
+        help=text,
+    )
 
 
 def _alias_option(key: Key, alias: str) -> Callable[[_Command], _Command]:

@@ -1,24 +1,30 @@
-"""Prints what a broker in the foreground has to say."""
+"""Prints what brokers in the foreground have to say."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from embar_shm.cli.render import open_console
 
-__all__ = ["ended", "ready"]
+__all__ = ["ended", "json_line", "ready"]
 
 
 def ready(addresses: Sequence[str]) -> None:
     """Where publishers can connect, a line each."""
     console = open_console()
     for address in addresses:
-        console.print(f"ready: {address}", markup=False)
+        console.print(f"ready: {address}", markup=False, soft_wrap=True)
+    sys.stdout.flush()
 
 
-def ended(stats: Mapping[str, int]) -> None:
-    """What the broker did, from its counters."""
+def ended(stats: Mapping[str, int], name: str | None = None) -> None:
+    """What a broker did, from its counters. `name`: one of several."""
     console = open_console()
+    if name is not None:
+        console.print(name, markup=False)
     console.print(
         f"accepted {stats['messages']:,} messages in {stats['batches']:,} batches, "
         f"{stats['payload_bytes'] / 1e9:,.3f} GB"
@@ -32,3 +38,10 @@ def ended(stats: Mapping[str, int]) -> None:
             f"{stats['reaped_publishers']:,} publishers died without closing; "
             f"{stats['reaped_slots']:,} slots of theirs were given back"
         )
+    sys.stdout.flush()
+
+
+def json_line(found: Mapping[str, Any]) -> None:
+    """One object for programs, at once."""
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()

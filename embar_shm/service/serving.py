@@ -1,0 +1,135 @@
+"""One broker in this process: from its creation to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from embar_shm.broker import Broker
+from embar_shm.config import BrokerConfig
+from embar_shm.errors import EmbarError
+from embar_shm.stopping import StopSignals
+from embar_shm.token import read_token
+from embar_shm.transports import Listener
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Audience", "Report", "serve"]
+
+
+class Report(TypedDict):
+    """What a broker did."""
+
+    stats: dict[str, int]
+    sockets: list[dict[str, Any] | None]
+    """Of each listener, in the order of `listen`; None: it has none."""
+
+
+class Audience(Protocol):
+    """Who is told what happens to brokers, by name. Called in the main thread."""
+
+    def ready(self, addresses: Mapping[str, list[str]]) -> None:
+        """All of them can be used, at these addresses. Told once at most."""
+
+    def alive(self) -> None:
+        """None of them is hung. Told again and again."""
+
+    def stopping(self, why: str) -> None:
+        """They are being ended."""
+
+    def ended(self, reports: Mapping[str, Report]) -> None:
+        """They have ended, in order; told after `ready` only."""
+
+
+def serve(
+    config: BrokerConfig,
+    audience: Audience,
+    period: float | None = None,
+    *,
+    patient: bool = False,
+) -> None:
+    """Runs the broker until SIGTERM, and then returns; until Ctrl-C, KeyboardInterrupt.
+
+    In the main thread. `period`: seconds between two `alive`; None: there are none. Raises what
+    `Broker.create`, `listen` and `serve` raise. However it ends, the segment is unlinked. A second
+    signal ends a wait for publishers' threads, unless it is `patient`.
+    """
+    token = None if config.token_file is None else read_token(config.token_file)
+    context = _tls(config)
+    brokers: list[Broker] = []
+
+    def interrupt() -> None:
+        for broker in brokers:
+            broker.stop()
+
+    with StopSignals(interrupt, patient=patient) as stop:
+        with _create(config) as broker:
+            brokers.append(broker)
+            listeners = [
+                broker.listen(
+                    url,
+                    token=token,
+                    tls=context,
+                    insecure=config.insecure,
+                    socket_buffer=config.socket_buffer,
+                )
+                for url in config.listen
+            ]
+            if stop.asked is None:
+                _serve(broker, listeners, audience, period, stop)
+        if stop.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+
+
+def _create(config: BrokerConfig) -> Broker:
+    return Broker.create(
+        config.name,
+        slots=config.slots,
+        slot_size=config.slot_size,
+        max_publishers=config.max_publishers,
+        wait=config.wait,
+        spin_us=config.spin_us,
+        replace_dead=config.replace_dead,
+    )
+
+
+def _tls(config: BrokerConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    from embar_shm import tls  # most brokers have none, and would load OpenSSL
+
+    return tls.server_context(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def _serve(
+    broker: Broker,
+    listeners: list[Listener],
+    audience: Audience,
+    period: float | None,
+    stop: StopSignals,
+) -> None:
+    why = "stopping"
+    try:  # from the moment on at which somebody may know that we are here
+        addresses = [broker.address, *(listener.address for listener in listeners)]
+        audience.ready({broker.name: addresses})
+        while stop.asked is None:
+            broker.serve(period)
+            audience.alive()
+    except EmbarError as error:
+        why = f"failed: {error.message}"
+        raise
+    finally:
+        audience.stopping(why)
+        broker.close()
+        audience.ended({broker.name: _report(broker, listeners)})
+
+
+def _report(broker: Broker, listeners: list[Listener]) -> Report:
+    found = [listener.sockets() for listener in listeners]
+    return {
+        "stats": dataclasses.asdict(broker.stats()),
+        "sockets": [None if s is None else dataclasses.asdict(s) for s in found],
+    }
