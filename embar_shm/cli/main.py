@@ -19,6 +19,7 @@ from embar_shm.cli.broker import broker_command
 from embar_shm.cli.compare import compare_command
 from embar_shm.cli.config import config_command
 from embar_shm.cli.doctor import doctor_command
+from embar_shm.cli.publish import publish_command
 from embar_shm.cli.run import run_command
 from embar_shm.errors import EmbarError
 
@@ -33,6 +34,7 @@ def cli() -> None:
 
 cli.add_command(run_command)
 cli.add_command(broker_command)
+cli.add_command(publish_command)
 cli.add_command(compare_command)
 cli.add_command(config_command)
 cli.add_command(doctor_command)
