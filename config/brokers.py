@@ -33,7 +33,7 @@ from embar_shm.config.entries import (
     position,
     read_lines,
 )
-from embar_shm.config.fields import Boolean, Fields, FilePath, Shown, Size, Whole, keys_of
+from embar_shm.config.fields import AtMost, Boolean, Fields, FilePath, Shown, Size, Whole, keys_of
 from embar_shm.config.merge import Setting, Settings
 from embar_shm.config.values import listen_urls, optional_size, ring_name
 from embar_shm.errors import ConfigurationError
@@ -57,6 +57,16 @@ class BrokerConfig(Fields):
     slot_size: Size = Field(default=2 * 1024**2, ge=1, description="Bytes that a batch can have.")
     max_publishers: Whole = Field(
         default=64, ge=1, le=1000, description="Publishers connected at a time."
+    )
+    max_subscribers: Whole = Field(
+        default=64, ge=1, le=1000, description="Subscribers connected at a time."
+    )
+    retain: Whole = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Batches kept after everybody has read them, for subscribers that start at the "
+        "earliest or are lossy; given up when a publisher needs their slots.",
     )
     wait: Literal["adaptive", "spin", "block"] = Field(
         default="adaptive",
@@ -96,6 +106,7 @@ BROKER_KEYS: Final = keys_of(BrokerConfig)
 
 _KEY: Final = {key.name: key for key in BROKER_KEYS}
 _TLS: Final = ("tls_cert", "tls_key", "tls_client_ca")
+_RULES: Final = (AtMost("retain", "slots", "only what is in a slot can be kept"),)
 _OF_LISTENERS: Final = ("token_file", *_TLS, "socket_buffer", "insecure")
 
 
@@ -196,6 +207,10 @@ def _checked(
 ) -> list[BrokerConfig]:
     someone_listens = any(_listens(broker) for broker in brokers)
     for broker in brokers:
+        certain = {key.name: broker.value(key) for key in BROKER_KEYS}
+        for rule in _RULES:
+            if rule.is_broken_by(certain) and not broker.doubtful & {rule.low, rule.high}:
+                broker.report(rule)
         if not _listens(broker):
             forgiven = common.settings if someone_listens else {}
             mistakes += _without_effect(broker, forgiven)

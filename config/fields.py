@@ -7,6 +7,7 @@ and what is allowed, never how it is checked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -68,6 +69,11 @@ class AtMost:
     low: str
     high: str
     because: str
+
+    def is_broken_by(self, values: Mapping[str, object]) -> bool:
+        """Values that are absent, or None, break nothing."""
+        low, high = values.get(self.low), values.get(self.high)
+        return isinstance(low, int) and isinstance(high, int) and low > high
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,8 @@ OF_TCP: Final = ("socket_buffer", "token_file", "tls_cert", "tls_key", "tls_ca")
 def broken_rules(values: Mapping[str, object]) -> Iterator[AtMost]:
     """The rules that `values` breaks. One about an absent, None or unused value is not broken."""
     unused = () if values.get("connect") is None else OF_OWN_BROKERS
-    for rule in (rule for rule in RULES if rule.high not in unused):
-        low, high = values.get(rule.low), values.get(rule.high)
-        if isinstance(low, int) and isinstance(high, int) and low > high:
+    for rule in RULES:
+        if rule.high not in unused and rule.is_broken_by(values):
             yield rule
 
 

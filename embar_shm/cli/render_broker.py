@@ -20,7 +20,7 @@ def ready(addresses: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def ended(stats: Mapping[str, int], name: str | None = None) -> None:
+def ended(stats: Mapping[str, Any], name: str | None = None) -> None:
     """What a broker did, from its counters. `name`: one of several."""
     console = open_console()
     if name is not None:
@@ -33,6 +33,8 @@ def ended(stats: Mapping[str, int], name: str | None = None) -> None:
     if any(refused.values()):
         found = ", ".join(f"{count:,} {name}" for name, count in refused.items())
         console.print(f"[yellow]did not accept:[/yellow] {found.replace('_', ' ')} batches")
+    if stats["reaped_subscribers"]:
+        console.print(f"{stats['reaped_subscribers']:,} subscribers died without closing")
     if stats["reaped_publishers"]:
         console.print(
             f"{stats['reaped_publishers']:,} publishers died without closing; "

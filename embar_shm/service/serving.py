@@ -23,7 +23,7 @@ __all__ = ["Audience", "Report", "serve"]
 class Report(TypedDict):
     """What a broker did."""
 
-    stats: dict[str, int]
+    stats: dict[str, Any]
     sockets: list[dict[str, Any] | None]
     """Of each listener, in the order of `listen`; None: it has none."""
 
@@ -90,6 +90,8 @@ def _create(config: BrokerConfig) -> Broker:
         slots=config.slots,
         slot_size=config.slot_size,
         max_publishers=config.max_publishers,
+        max_subscribers=config.max_subscribers,
+        retain=config.retain,
         wait=config.wait,
         spin_us=config.spin_us,
         replace_dead=config.replace_dead,

@@ -123,7 +123,12 @@ def test_people_get_the_addresses_of_all_and_then_what_each_did(cluster: str, fi
 
 
 def test_the_file_and_the_flags_reach_the_rings(cluster: str, file: str) -> None:
-    with running(file, "--max-publishers", "3") as (process, _):
+    more = ("--max-publishers", "3", "--max-subscribers", "5", "--retain", "2")
+    with running(file, *more) as (process, brokers):
+        publish(brokers[f"{cluster}/0"]["addresses"][0])
+        with es.Subscriber.connect(f"shm://{cluster}/0", start="earliest", timeout=20) as reader:
+            assert reader.next().copy()[8:17] == b"a message", "it was retained"
+
         found = []
         for number in range(2):
             segment = Segment.attach(RingName(cluster, str(number)), timeout=0)
@@ -134,6 +139,7 @@ def test_the_file_and_the_flags_reach_the_rings(cluster: str, file: str) -> None
     assert [geometry.slots for geometry in found] == [4, 2]
     assert {geometry.slot_bytes for geometry in found} == {64 * 1024}
     assert {geometry.max_publishers for geometry in found} == {3}
+    assert {geometry.max_subscribers for geometry in found} == {5}
 
 
 def test_one_broker_of_a_file_looks_the_same_without_a_process_of_its_own(

@@ -73,6 +73,8 @@ def test_each_key_can_be_set_in_the_file_and_by_a_flag(file: Path) -> None:
         "slots": "3",
         "slot_size": "4KiB",
         "max_publishers": "5",
+        "max_subscribers": "6",
+        "retain": "2",
         "wait": "block",
         "spin_us": "7",
         "socket_buffer": "1MiB",
@@ -162,6 +164,15 @@ brokers:
 def test_a_file_without_proper_brokers_is_explained(file: Path, text: str, said: str) -> None:
     (mistake,) = mistakes(file, text)
     assert mistake.startswith(said)
+
+
+def test_no_more_can_be_retained_than_there_are_slots(file: Path) -> None:
+    assert mistakes(file, "retain: 5\nbrokers: [{name: a/0, slots: 4}, {name: a/1}]") == [
+        "b.yaml:2:30: slots: 4 is below retain 5 (b.yaml:1): only what is in a slot can be kept"
+    ]
+    assert mistakes(file, "brokers: [{name: a/0}]", retain="9") == [
+        "flag --retain: 9 is above slots 8 (default): only what is in a slot can be kept"
+    ]
 
 
 def test_an_address_belongs_to_one_broker_unless_it_is_any_free_one(file: Path) -> None:
