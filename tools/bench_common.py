@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from embar_shm.bench import environment
 
 T = TypeVar("T")
 
-__all__ = ["interleave", "machine", "spread", "table"]
+__all__ = ["interleave", "machine", "machine_line", "markdown", "spread", "table"]
 
 
 def interleave(rounds: int, candidates: dict[str, Callable[[], T]]) -> dict[str, list[T]]:
@@ -28,21 +28,28 @@ def spread(values: Sequence[float], unit: str = "", digits: int = 1) -> str:
     return f"{middle:.{digits}f}{unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines.insert(1, "|" + "|".join("---" for _ in header) + "|")
+    return "\n".join(lines)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a Markdown table."""
-    print("| " + " | ".join(header) + " |")
-    print("|" + "|".join("---" for _ in header) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
+    print(markdown(header, rows) + "\n")
 
 
-def machine() -> None:
-    """Prints one line about the machine."""
-    e = environment.describe()
-    print(
+def machine_line(e: dict[str, Any]) -> str:
+    """One line about the machine that `environment.describe` described."""
+    return (
         f"{e['cpu_model']}, {e['cpus_available']} CPUs, last-level cache "
         f"{e['last_level_cache_bytes'] // 2**20} MiB, {e['memory_bytes'] / 2**30:.0f} GiB; "
         f"{e['kernel']}; Python {e['python']}; embar-shm {e['embar_shm']}; "
-        f"load {e['load_average_1m']:.1f}\n"
+        f"load {e['load_average_1m']:.1f}"
     )
+
+
+def machine() -> None:
+    """Prints one line about this machine."""
+    print(machine_line(environment.describe()) + "\n")
