@@ -1,0 +1,1 @@
+"""The same workloads over other ways between processes, and over ours. See README.md here."""
