@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ class Zmq(Peer):
         if work.kind == "messages":
             limit = DEFAULT if work.size > 64 else "0 (no limit)"
             return f"PUSH/PULL, ipc://, SNDHWM and RCVHWM {limit}"
-        return "PAIR, ipc://, " + ("recv with NOBLOCK" if work.spin else "recv")
+        return "PAIR, ipc://, " + ("recv with NOBLOCK and sched_yield" if work.spin else "recv")
 
     @contextmanager
     def _socket(self, kind: str, index: int, bind: bool) -> Iterator[Any]:
@@ -103,6 +104,6 @@ class Zmq(Peer):
                     try:
                         return len(take(noblock))
                     except again:
-                        pass
+                        os.sched_yield()  # to the threads of ZeroMQ: without, it may stall
 
             yield send, receive_spinning if self.work.spin else receive
