@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+import embar_shm as es
 from embar_shm.testing import wait_until
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 COMMAND = [sys.executable, str(TOOLS / "peers" / "run.py")]
-BUILT_IN = ["mp.Queue", "mp.Pipe", "unix", "tcp"]
+BUILT_IN = ["embar-shm", "mp.Queue", "mp.Pipe", "unix", "tcp"]
 COUNT, BATCH = 12, 16384  # messages of each producer; bytes of a large batch
 SMALL = ["--rounds", "2", "--count", str(COUNT), "--batch-size", str(BATCH)]
 
@@ -101,8 +102,9 @@ def test_every_message_of_every_peer_arrives_in_every_workload(tmp_path: Path) -
                 else:
                     assert each["received"] == [COUNT]
                     assert each["bytes"] == COUNT * size
-    for peer in BUILT_IN:
+    for peer in BUILT_IN[1:]:
         assert f"| {peer} | Python | {sys.version.split()[0]} |" in out
+    assert f"| embar-shm | embar-shm | {es.__version__} |" in out
 
 
 def test_the_tables_are_made_from_the_json_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from peers.over_embar_shm import EmbarShm
 from peers.over_faster_fifo import FasterFifo
 from peers.over_iceoryx2 import Iceoryx2
 from peers.over_multiprocessing import Pipe, Queue
@@ -21,7 +22,7 @@ __all__ = ["PEERS", "describe"]
 PEERS: dict[str, type[Peer]] = {
     kind.name: kind
     for kind in (
-        *(Iceoryx2, Zmq, Zenoh, ZenohShm),
+        *(EmbarShm, Iceoryx2, Zmq, Zenoh, ZenohShm),
         *(FasterFifo, Queue, Pipe, Unix, Tcp),
     )
 }

@@ -68,6 +68,11 @@ def measure(kind: type[Peer], work: Workload, sizing: Sizing) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=f"{tag}-") as directory:
         peer = kind(work, Path(directory), tag)
         try:
+            peer.prepare()
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise MeasurementFailed(f"it could not be set up: {what}") from error
+        try:
             with _Processes(peer, tag, sizing.limit) as processes:
                 return _Measurement(work, sizing, processes).run()
         finally:
@@ -84,7 +89,6 @@ class _Processes:
         self._deadline = time.monotonic() + limit
         self._ours = worker.mapped()  # they inherit it
         self._all: list[_Worker] = []
-        peer.prepare()
 
     def __enter__(self) -> Self:
         return self
@@ -95,9 +99,7 @@ class _Processes:
             self._remove_leftovers()
 
     def start(self, role: str, count: int) -> list[_Worker]:
-        started = [self._fork(role, index) for index in range(count)]
-        self._all += started
-        return started
+        return [self._fork(role, index) for index in range(count)]
 
     def wait(self, workers: list[_Worker]) -> list[dict[str, Any]]:
         """One report of each. Raises `MeasurementFailed` when a worker has none, or no time."""
@@ -111,6 +113,7 @@ class _Processes:
             if left <= 0 or not poll.poll(left * 1000):
                 late = ", ".join(str(each) for each in workers if each.pid not in found)
                 raise MeasurementFailed(f"not done after {self._limit:g} s: {late}")
+            # In their order: who breaks a connection is read before who only notices.
             for each in workers:
                 if each.pid not in found and (report := self._read(each)) is not None:
                     found[each.pid] = report
@@ -145,7 +148,9 @@ class _Processes:
             os.close(commands)
             os.close(report)
             os.set_blocking(reports, False)
-            return _Worker(role, index, pid, tell, reports)
+            started = _Worker(role, index, pid, tell, reports)
+            self._all.append(started)
+            return started
 
     def _read(self, each: _Worker) -> dict[str, Any] | None:
         with suppress(BlockingIOError):

@@ -40,14 +40,16 @@ def run(peer: Peer, role: str, index: int, commands: int, reports: int, limit: f
             _tell(reports, {"ready": True})
             while (count := COUNT.unpack(os.read(commands, COUNT.size))[0]) != STOP:
                 cpu = time.process_time()
-                report = work(count)
+                try:
+                    report = work(count)
+                except Exception as error:  # told before it closes anything: others fail from that
+                    _tell(reports, _explained(error))
+                    raise
                 report["cpu_seconds"] = time.process_time() - cpu
                 _tell(reports, report)
         code = 0
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        _tell(reports, {"error": text})
+        _tell(reports, _explained(error))  # of two the harness reads the first
     finally:
         os._exit(code)  # what the parent registered for its own end is not ours to do
 
@@ -67,6 +69,12 @@ def _tell(reports: int, report: dict[str, Any]) -> None:
     line = json.dumps(report).encode() + b"\n"
     while line:
         line = line[os.write(reports, line) :]
+
+
+def _explained(error: BaseException) -> dict[str, Any]:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    return {"error": f"{type(error).__name__}: {error} ({place})"}
 
 
 @contextmanager

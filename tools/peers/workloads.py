@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    Batch: TypeAlias = bytes | bytearray | memoryview
 
 __all__ = ["BATCH", "WORKLOADS", "Reader", "Workload", "WrongContent", "source", "workloads"]
 
@@ -85,14 +80,14 @@ class Reader:
         self._words = size // 8
         self._expected = self._sum(source(size))
 
-    def __call__(self, batch: Batch) -> int:
+    def __call__(self, batch: Any) -> int:
         """The bytes of the batch. Raises `WrongContent`."""
         found = self._sum(batch)
         if found != self._expected:
             raise WrongContent(f"the words of a batch add up to {found}, not {self._expected}")
         return self._words * 8
 
-    def _sum(self, batch: Batch) -> int:
+    def _sum(self, batch: Any) -> int:
         words = np.frombuffer(batch, np.uint64)
         if len(words) != self._words:
             raise WrongContent(f"a batch of {len(words) * 8} bytes, not {self._words * 8}")
