@@ -107,6 +107,19 @@ def test_every_message_of_every_peer_arrives_in_every_workload(tmp_path: Path) -
     assert f"| embar-shm | embar-shm | {es.__version__} |" in out
 
 
+def result_of(peers: dict[str, Any], workloads: dict[str, Any]) -> dict[str, Any]:
+    """As the command writes it, of a machine that does not matter."""
+    machine = dict.fromkeys(("last_level_cache_bytes", "memory_bytes", "load_average_1m"), 0)
+    return {
+        "machine": machine
+        | dict.fromkeys(("cpu_model", "cpus_available", "kernel", "python", "embar_shm"), "-"),
+        "rounds": 2,
+        "sizing": {"seconds": 1, "count": None},
+        "peers": peers,
+        "workloads": workloads,
+    }
+
+
 def test_the_tables_are_made_from_the_json_alone(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     wanted = ("--only", "unix", "--workload", "messages-64")
@@ -135,19 +148,45 @@ def test_who_is_not_installed_is_named_with_the_reason(monkeypatch: pytest.Monke
 
     peers = {kind.name: describe(kind) for kind in (Absent, Broken, Unix)}
     assert peers["unix"]["unavailable"] is None
-    machine = dict.fromkeys(("last_level_cache_bytes", "memory_bytes", "load_average_1m"), 0)
-    machine |= dict.fromkeys(("cpu_model", "cpus_available", "kernel", "python", "embar_shm"), "-")
-    text = render({
-        "machine": machine,
-        "rounds": 1,
-        "sizing": {"seconds": 1, "count": None},
-        "peers": peers,
-        "workloads": {},
-    })  # fmt: skip
+    text = render(result_of(peers, {}))
     assert "- absent did not take part: no-such-distribution is not installed" in text
     assert "pip install --group peers; it was never made" in text
     assert "- broken did not take part: numpy is installed, and cannot be imported: " in text
     assert "No module named 'numpy.no_such_module'" in text
+
+
+def test_ratios_are_taken_inside_a_round_and_a_faster_peer_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from peers.report import render, summary
+
+    def found(*seconds: float | None) -> dict[str, Any]:
+        """Rounds of a million messages that took so long; None: one that failed."""
+        counts = {"messages": 1_000_000, "bytes": 64_000_000, "cpu_seconds": 1.0}
+        rounds = [
+            {"failed": "it got lost"} if each is None else {"seconds": each, **counts}
+            for each in seconds
+        ]
+        return {"cannot": None, "settings": "-", "rounds": rounds}
+
+    work = {"title": "Small", "short": "64 B", "kind": "messages"}
+    results = {
+        "embar-shm": found(1.0, 0.5, 0.25),
+        "faster": found(0.25, None, 0.125),
+        "slower": found(8.0, 4.0, 1.0),
+    }
+    peer = {"version": "1", "unavailable": None, "distribution": None, "documentation": "-"}
+    result = result_of(dict.fromkeys(results, peer), {"small": work | {"results": results}})
+    text = render(result)
+    assert "| slower | 0.25 (0.12 to 1.00) | 8.00 (4.00 to 8.00) |" in text
+    assert "| faster | 6.00 (4.00 to 8.00) | 0.38 (0.25 to 0.50) |" in text
+    assert "- faster failed in 'Small', 1 of 3 rounds: it got lost" in text
+    assert "- Small: faster is faster than embar-shm, 3.00 (2.00 to 4.00) times" in text
+    assert "slower is faster" not in text
+    assert "| embar-shm | 2.00 |\n| faster | **6.00 (0.38 x)** |\n| slower | 0.25 (8 x) |" in (
+        summary(result)
+    )
 
 
 def test_an_unknown_peer_is_refused_with_the_names_of_all() -> None:
