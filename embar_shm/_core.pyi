@@ -753,3 +753,108 @@ class EmptyCall:
     def __init__(self) -> None: ...
     def call(self, argument: object, /) -> None:
         """Does nothing, as cheaply as Python can call anything."""
+
+def ping_pong(memory: Buffer, serves: bool, blocks: bool, first: int, rounds: int) -> int:
+    """
+    One side of `rounds` round trips, numbered from `first` (1 in fresh memory), through two words in shared
+    memory: ns they took. `blocks`: waits and wakes with a futex, else spins.
+
+    Blocks without the GIL while the other side does not answer; signal handlers run meanwhile, and may raise.
+    """
+
+def read_words(buffer: Buffer) -> int:
+    """
+    Reads every byte, as fast as memory allows: the sum of all 8-byte words. Runs without the GIL.
+    """
+
+class CopyAndRead:
+    """
+    One process's side of the copy-and-read yardstick. All sides name the same shape; the memory is
+    shared and zeroed in the beginning.
+    """
+
+    def __init__(
+        self, memory: Buffer, writers: int, places: int, readers: int, batch_bytes: int
+    ) -> None: ...
+    @staticmethod
+    def bytes(writers: int, places: int, readers: int, batch_bytes: int) -> int:
+        """
+        How much memory it takes. Raises ValueError for a shape that cannot be.
+        """
+
+    def write(
+        self, writer: int, source: Buffer, batches: int, nontemporal: bool, spin_us: float
+    ) -> int:
+        """
+        Copies `source` repeatedly into batches, and hands each to all readers: ns it took. Blocks without the
+        GIL while its places are full; signal handlers run meanwhile, and may raise.
+        """
+
+    def read(self, batches: int, spin_us: float) -> int:
+        """
+        Reads every byte of the next `batches` batches of all writers: a sum. Blocks like `write`.
+        """
+
+STAMP_BYTES: int = 32
+
+def stamp(messages: Buffer, message_size: int, publisher: int, first: int, due_ns: int = 0) -> None:
+    """
+    Writes a stamp into the first 32 bytes of each message: checksum of the rest, `publisher`, the message's
+    number (`first`, `first` + 1, ...) and `due_ns`. Raises ValueError for sizes that do not fit.
+    """
+
+class Verifier:
+    """Checks the stamps of everything that one subscriber reads."""
+
+    def __init__(self) -> None: ...
+    def check(
+        self, body: Buffer, message_size: int, publisher: int, ticket: int, gap: bool = False
+    ) -> None:
+        """
+        The messages of the next batch. `gap`: batches before it were overrun, numbers may be skipped. Raises
+        ValueError for sizes that do not fit; what is wrong with messages is found in `first` and `counts`.
+        """
+
+    def restart(self) -> None:
+        """
+        Another log begins: publishers may begin anywhere, also with what they sent before.
+        """
+
+    @property
+    def first(self) -> dict[str, Any] | None:
+        """
+        The first fault: kind (corrupt, lost, reordered, duplicated), publisher, expected and found
+        number, ticket.
+        """
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Messages, by what they are."""
+
+    @property
+    def next(self) -> dict[int, int]:
+        """By publisher: one more than the highest number that came."""
+
+class Delays:
+    """
+    A histogram of how late messages are, in ns; bounds at most 1/16 too high.
+    """
+
+    def __init__(self) -> None: ...
+    def record(self, due_ns: int) -> None:
+        """
+        A message that was due at `due_ns` (CLOCK_MONOTONIC) is where it should be.
+        """
+
+    def record_batch(self, body: Buffer, message_size: int) -> None:
+        """The same for all messages of a batch, by their stamps."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """count, sum, max and buckets, as `Monitor` gives them."""
+
+def wait_until(deadline_ns: int, spin_us: float) -> None:
+    """
+    Waits until CLOCK_MONOTONIC is `deadline_ns`: sleeps, and spins for the last `spin_us` microseconds.
+
+    Blocks without the GIL; signal handlers run meanwhile, and may raise.
+    """

@@ -86,5 +86,7 @@ void bind_subscriber(nb::module_& m);
 void bind_network(nb::module_& m);
 void bind_feed(nb::module_& m);
 void bind_ceiling(nb::module_& m);
+void bind_yardsticks(nb::module_& m);
+void bind_verify(nb::module_& m);
 
 }  // namespace embar

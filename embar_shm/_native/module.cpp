@@ -12,4 +12,6 @@ NB_MODULE(_core, m) {
     embar::bind_network(m);
     embar::bind_feed(m);
     embar::bind_ceiling(m);
+    embar::bind_yardsticks(m);
+    embar::bind_verify(m);
 }
