@@ -17,7 +17,15 @@ from typing import Final, Literal, TypedDict
 
 from embar_shm.config.entries import Entry, FileError, entries_of, flag, plain_entry, read_lines
 from embar_shm.config.merge import Setting, Settings, did_you_mean
-from embar_shm.config.schema import KEYS, OF_OWN_BROKERS, RunConfig, broken_rules
+from embar_shm.config.schema import (
+    KEYS,
+    OF_OWN_BROKERS,
+    OF_PACED,
+    OF_SUBSCRIBERS,
+    OF_UNPACED,
+    RunConfig,
+    broken_rules,
+)
 from embar_shm.errors import ConfigurationError
 
 __all__ = ["IGNORED_VARIABLES", "LoadedConfig", "Parameter", "builtin_names", "load"]
@@ -59,6 +67,7 @@ class LoadedConfig:
         shown: dict[str, object] = {key.name: getattr(self.values, key.field) for key in KEYS}
         shown["slot_size"] = self.values.effective_slot_size
         shown["publishers"] = self.values.publishers
+        shown["subscribers_per_broker"] = self.values.effective_subscribers_per_broker
         return {name: {"value": shown[name], "origin": self.origins[name]} for name in self.origins}
 
 
@@ -143,11 +152,27 @@ class _Merge(Settings):
                 )
         if values.slot_size is None:
             origins["slot_size"] = f"derived: = batch_size ({origins['batch_size']})"
-        if values.addresses:
-            for name in OF_OWN_BROKERS:
+        if values.subscribers_per_broker is None:
+            origins["subscribers_per_broker"] = f"derived: scenario ({origins['scenario']})"
+        for why, names in _unused(values):
+            for name in names:
                 setter = f" ({origins[name]})" if name in self.settings else ""
-                origins[name] = f"not used: the brokers run elsewhere{setter}"
+                origins[name] = f"not used: {why}{setter}"
         return origins
+
+
+def _unused(values: RunConfig) -> Iterator[tuple[str, Sequence[str]]]:
+    """Keys without effect, by the reason."""
+    if values.addresses:
+        yield "the brokers run elsewhere", OF_OWN_BROKERS
+    if not values.subscribers:
+        yield "there are no subscribers", OF_SUBSCRIBERS
+    if values.scenario == "broker-failure":
+        yield "every batch is filled, so that it is known what is in it", ("linger_ms",)
+    if values.is_paced:
+        yield "each message is sent by itself", OF_UNPACED
+    else:
+        yield "no scenario but latency has a pace", OF_PACED
 
 
 # ---- sources -------------------------------------------------------------------------------------

@@ -19,12 +19,22 @@ from embar_shm.config.fields import Seconds as _Seconds
 from embar_shm.config.fields import Shown as _Shown
 from embar_shm.config.fields import Size as _Size
 from embar_shm.config.fields import Whole as _Whole
-from embar_shm.config.values import address_list, optional_size, order_level, transport_name
+from embar_shm.config.values import (
+    address_list,
+    number,
+    optional_size,
+    optional_whole_number,
+    order_level,
+    transport_name,
+)
 
 __all__ = [
     "KEYS",
     "OF_OWN_BROKERS",
+    "OF_PACED",
+    "OF_SUBSCRIBERS",
     "OF_TCP",
+    "OF_UNPACED",
     "RULES",
     "AtMost",
     "Key",
@@ -37,6 +47,21 @@ __all__ = [
 class _Fields(Fields):
     """The fields of `RunConfig`, each checked on its own."""
 
+    scenario: Literal[
+        "publish",
+        "publish-then-subscribe",
+        "end-to-end",
+        "latency",
+        "parallel",
+        "broker-failure",
+        "subscribe",
+        "publish-then-consume",
+    ] = Field(
+        default="publish",
+        description="What is measured: publishing; writing first and reading then; both at a time; "
+        "latency at a given rate; many of each side; a broker that is killed; reading only; "
+        "reading one by one. docs/scenarios.md tells more.",
+    )
     transport: Annotated[str, BeforeValidator(transport_name), _Shown("NAME")] = Field(
         default="shm",
         description="How batches reach the brokers: shm, tcp, or an installed plug-in.",
@@ -55,6 +80,25 @@ class _Fields(Fields):
         le=1024,
         validation_alias=AliasChoices("publishers_per_broker", "threads_per_broker"),
         description="Publisher processes that write to each broker.",
+    )
+    subscribers_per_broker: Annotated[
+        int | None,
+        BeforeValidator(optional_whole_number),
+        _Shown("N", "what the scenario needs"),
+    ] = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Subscriber processes that read each broker's log.",
+    )
+    subscribe_mode: Literal["reliable", "lossy"] = Field(
+        default="reliable",
+        description="Subscribers that publishers wait for, or that lose what comes too fast.",
+    )
+    consume: Literal["auto", "nothing", "bytes", "messages"] = Field(
+        default="auto",
+        description="What a subscriber does with a batch: no more than taking it, read every byte, "
+        "or go through its messages one by one; auto: what the scenario is about.",
     )
     message_size: _Size = Field(default=1024, ge=1, description="Bytes in one message.")
     batch_size: _Size = Field(
@@ -85,6 +129,23 @@ class _Fields(Fields):
         ge=1,
         le=2**31 - 1,
         description="Messages in one call; used with producer 'many' only.",
+    )
+    rate: Annotated[float, BeforeValidator(number), _Shown("N")] = Field(
+        default=10_000.0,
+        gt=0,
+        le=1e9,
+        description="latency: messages per second that all publishers together send, whether the "
+        "brokers keep up or not.",
+    )
+    duration: _Seconds = Field(
+        default=10.0,
+        gt=0,
+        le=86_400,
+        description="latency: longest time that messages are sent, if total_bytes lasts so long.",
+    )
+    verify: _Boolean = Field(
+        default=False,
+        description="Number and checksum every message, and let every subscriber check each.",
     )
     slots: _Whole = Field(
         default=8, ge=1, le=4096, description="Batch slots in each broker's ring."
@@ -183,6 +244,15 @@ RULES: Final = (
 OF_OWN_BROKERS: Final = ("slots", "slot_size", "max_publishers", "broker_scheduling")
 """What configures the brokers that a run starts. With `connect` it starts none: not used then."""
 
+OF_SUBSCRIBERS: Final = ("subscribe_mode", "consume")
+"""What configures subscribers. Not used without any."""
+
+OF_PACED: Final = ("rate", "duration")
+"""What the scenario latency needs, and no other."""
+
+OF_UNPACED: Final = ("producer", "messages_per_call", "linger_ms")
+"""What the scenario latency has no use for: it flushes each message."""
+
 OF_TCP: Final = ("socket_buffer", "token_file", "tls_cert", "tls_key", "tls_ca")
 """What shared memory has no use for."""
 
@@ -222,14 +292,36 @@ class RunConfig(_Fields):
         return self.brokers * self.publishers_per_broker
 
     @property
+    def effective_subscribers_per_broker(self) -> int:
+        """`subscribers_per_broker`, or when that is None what the scenario needs."""
+        if self.subscribers_per_broker is not None:
+            return self.subscribers_per_broker
+        if self.scenario == "parallel":
+            return min(self.publishers_per_broker, 64)
+        return int(self.scenario != "publish" or self.verify)
+
+    @property
+    def subscribers(self) -> int:
+        """Subscribers of the whole run."""
+        return self.brokers * self.effective_subscribers_per_broker
+
+    @property
+    def is_paced(self) -> bool:
+        """Are messages sent at `rate`, each for itself?"""
+        return self.scenario == "latency"
+
+    @property
     def effective_slot_size(self) -> int:
         """Bytes of batch data one slot holds: `slot_size`, or `batch_size` when that is None."""
         return self.batch_size if self.slot_size is None else self.slot_size
 
     @property
     def total_messages(self) -> int:
-        """Whole messages in `total_bytes`, over all publishers."""
-        return self.total_bytes // self.message_size
+        """Whole messages in `total_bytes`, over all publishers; paced ones end with `duration`."""
+        messages = self.total_bytes // self.message_size
+        return (
+            min(messages, max(1, round(self.rate * self.duration))) if self.is_paced else messages
+        )
 
 
 KEYS: Final = keys_of(_Fields)

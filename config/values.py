@@ -19,6 +19,7 @@ __all__ = [
     "number",
     "optional_size",
     "optional_text",
+    "optional_whole_number",
     "order_level",
     "quoted",
     "ring_name",
@@ -83,6 +84,12 @@ def optional_size(value: object) -> int | None:
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
     return size(value)
+
+
+def optional_whole_number(value: object) -> int | None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    return whole_number(value)
 
 
 def optional_text(value: object) -> str | None:

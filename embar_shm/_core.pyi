@@ -835,6 +835,12 @@ class Verifier:
     def next(self) -> dict[int, int]:
         """By publisher: one more than the highest number that came."""
 
+    @property
+    def skipped(self) -> dict[int, int]:
+        """
+        By publisher: numbers that were left out where that was excused; none is not named.
+        """
+
 class Delays:
     """
     A histogram of how late messages are, in ns; bounds at most 1/16 too high.

@@ -72,6 +72,13 @@ std::map<u64, u64> next_of(const Verifier& v) {
     return next;
 }
 
+std::map<u64, u64> skipped_of(const Verifier& v) {
+    std::map<u64, u64> skipped;
+    for (const auto& [publisher, seen] : v.publishers())
+        if (seen.skipped) skipped[publisher] = seen.skipped;
+    return skipped;
+}
+
 }  // namespace
 
 void bind_verify(nb::module_& m) {
@@ -97,7 +104,9 @@ void bind_verify(nb::module_& m) {
                      "number, ticket.")
         .def_prop_ro("counts", &counts_of, nb::sig("def counts(self) -> dict[str, int]"), "Messages, by what they are.")
         .def_prop_ro("next", &next_of, nb::sig("def next(self) -> dict[int, int]"),
-                     "By publisher: one more than the highest number that came.");
+                     "By publisher: one more than the highest number that came.")
+        .def_prop_ro("skipped", &skipped_of, nb::sig("def skipped(self) -> dict[int, int]"),
+                     "By publisher: numbers that were left out where that was excused; none is not named.");
 
     nb::class_<Delays>(m, "Delays", "A histogram of how late messages are, in ns; bounds at most 1/16 too high.")
         .def(nb::init<>())

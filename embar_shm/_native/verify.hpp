@@ -91,6 +91,7 @@ public:
         std::uint64_t expected = 1;                        // the number that comes next
         std::uint64_t high = 1;                            // above all numbers that came
         std::uint64_t excuse = 0;                          // the last one used, of `excuses_`
+        std::uint64_t skipped = 0;                         // with an excuse
         std::map<std::uint64_t, std::uint64_t> missing{};  // [from, to): skipped without an excuse
     };
 
@@ -139,7 +140,10 @@ private:
         if (sequence != p.expected) {
             const bool excused = p.excuse < excuses_;
             if (excused && (sequence > p.expected || p.excuse < resends_)) {
-                if (sequence > p.high) counts_.overrun += sequence - p.high;
+                if (sequence > p.high) {
+                    counts_.overrun += sequence - p.high;
+                    p.skipped += sequence - p.high;
+                }
                 p.expected = sequence;
             } else if (sequence > p.expected) {
                 counts_.lost += sequence - p.expected;

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from embar_shm import _core
+from embar_shm.bench.crew import Crew, reads_along
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.watch import Watch
 from embar_shm.config import RunConfig
@@ -25,23 +26,19 @@ _LOOPBACK_BYTES = 4 * 2**30
 class Ceilings:
     """All ceilings of a run; none with ``ceiling: false``."""
 
-    def __init__(
-        self,
-        values: RunConfig,
-        fleet: Fleet,
-        brokers: list[Worker],
-        publishers: list[Worker],
-        watch: Watch,
-    ) -> None:
-        self._copy = self._loopback = None
+    def __init__(self, values: RunConfig, crew: Crew, watch: Watch) -> None:
+        self._copy = self._read = self._loopback = None
         if values.ceiling:
+            fleet, publishers = crew.fleet, crew.publishers
             self._copy = _MemoryCopy(values, fleet, publishers, watch)
-            if brokers:  # else they are elsewhere, and there is nobody here to receive
-                self._loopback = _TcpLoopback(values, fleet, brokers, publishers, watch)
+            if crew.brokers:  # else they are elsewhere, and there is nobody here to receive
+                self._loopback = _TcpLoopback(values, fleet, crew.brokers, publishers, watch)
+            if reads_along(values):
+                self._read = _CopyAndRead(values, crew, watch)
 
     def measure(self) -> None:
         """Measures one half. Raises `RunFailed` when a process dies or stands still."""
-        for ceiling in (self._copy, self._loopback):
+        for ceiling in (self._copy, self._read, self._loopback):
             if ceiling is not None:
                 ceiling.measure()
 
@@ -51,6 +48,7 @@ class Ceilings:
         found = {
             "memory_copy": self._copy and self._copy.best,
             "tcp_loopback": self._loopback and self._loopback.rate,
+            "copy_and_read": self._read and self._read.best,
         }
         return {name: rate for name, rate in found.items() if rate}
 
@@ -72,17 +70,10 @@ class _Amount:
         self.bytes = self.batches * batch * values.publishers
 
 
-class _MemoryCopy:
-    """Bare memory copy in the publishers' own processes.
+class _Stores:
+    """What copies: measured with plain and with non-temporal stores, the better is the ceiling."""
 
-    Measured with plain and with non-temporal stores; the better one is the ceiling.
-    """
-
-    def __init__(
-        self, values: RunConfig, fleet: Fleet, publishers: list[Worker], watch: Watch
-    ) -> None:
-        self._fleet = fleet
-        self._publishers = publishers
+    def __init__(self, values: RunConfig, watch: Watch) -> None:
         self._watch = watch
         self._half = _Amount(values, _COPY_BYTES)
         self._seconds = {False: 0.0, True: 0.0}
@@ -94,18 +85,59 @@ class _MemoryCopy:
         for nontemporal in modes:
             self._watch.begin("ceiling")
             start_ns = time.monotonic_ns()
-            for publisher in self._publishers:
-                publisher.tell(do="copy", batches=self._half.batches, nontemporal=nontemporal)
-            ended = self._fleet.gather(
-                self._publishers, "copied", self._watch.deadline, self._watch.tick
-            )
+            ended = self._move(nontemporal)
             self._seconds[nontemporal] += (max(e["end_ns"] for e in ended) - start_ns) / 1e9
+
+    def _move(self, nontemporal: bool) -> list[dict[str, Any]]:
+        """Moves half of it; what each process said."""
+        raise NotImplementedError
 
     @property
     def best(self) -> float | None:
         if not self._halves:
             return None
         return self._half.bytes * self._halves / min(s for s in self._seconds.values() if s)
+
+
+class _MemoryCopy(_Stores):
+    """Bare memory copy in the publishers' own processes."""
+
+    def __init__(
+        self, values: RunConfig, fleet: Fleet, publishers: list[Worker], watch: Watch
+    ) -> None:
+        super().__init__(values, watch)
+        self._fleet = fleet
+        self._publishers = publishers
+
+    def _move(self, nontemporal: bool) -> list[dict[str, Any]]:
+        for publisher in self._publishers:
+            publisher.tell(do="copy", batches=self._half.batches, nontemporal=nontemporal)
+        return self._fleet.gather(
+            self._publishers, "copied", self._watch.deadline, self._watch.tick
+        )
+
+
+class _CopyAndRead(_Stores):
+    """The same with the subscribers' processes, which read every byte: no broker in between.
+
+    Each publisher's copies are handed to all subscribers of its broker, by a word for each batch.
+    """
+
+    def __init__(self, values: RunConfig, crew: Crew, watch: Watch) -> None:
+        super().__init__(values, watch)
+        self._crew = crew
+        self._writers = values.publishers_per_broker
+
+    def _move(self, nontemporal: bool) -> list[dict[str, Any]]:
+        batches = self._half.batches
+        for subscriber in self._crew.subscribers:
+            subscriber.tell(do="copy-and-read", batches=batches * self._writers)
+        for publisher in self._crew.publishers:
+            publisher.tell(do="copy-and-read", batches=batches, nontemporal=nontemporal)
+        everybody = [*self._crew.publishers, *self._crew.subscribers]
+        return self._crew.fleet.gather(
+            everybody, "copied-and-read", self._watch.deadline, self._watch.tick
+        )
 
 
 class _TcpLoopback:

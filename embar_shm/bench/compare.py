@@ -90,6 +90,12 @@ def configurations(
             "the brokers of every transport itself",
             "remove it; embar-shm run --connect measures brokers that run elsewhere",
         )
+    if config.values.scenario != "publish":
+        raise ConfigurationError(
+            f"scenario {config.values.scenario} ({config.origins['scenario']}): a comparison is of "
+            "publishing",
+            "remove it; embar-shm run has all scenarios",
+        )
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ConfigurationError(
             f"{origin}: {', '.join(names) or 'nothing'}: a comparison needs two or more different "

@@ -12,6 +12,7 @@ import io
 from pathlib import Path
 from typing import TextIO
 
+from embar_shm.bench.delivery import Rate
 from embar_shm.bench.result import Result
 from embar_shm.bench.usage import by_role
 from embar_shm.errors import ConfigurationError
@@ -99,12 +100,12 @@ def _row(result: Result) -> list[object]:
         "replication_factor": 0,
         "replicate_tinode": "false",
         "num_clients": 1,
-        "num_brokers_to_kill": 0,
+        "num_brokers_to_kill": int("failure" in result),
         "failure_percentage": 0,
         "sequencer_type": "none",
         "pub_bandwidth_mbps": f"{t['bytes_per_second'] / 2**20:.4f}",
-        "sub_bandwidth_mbps": 0,
-        "e2e_bandwidth_mbps": 0,
+        "sub_bandwidth_mbps": _mebibytes(result.get("subscribe")),
+        "e2e_bandwidth_mbps": _mebibytes(result.get("end_to_end")),
         "started": result["started"],
         "transport": p["transport"],
         "producer": p["producer"],
@@ -120,3 +121,8 @@ def _row(result: Result) -> list[object]:
         "cpu_seconds": f"{sum(u['cpu_seconds'] for u in by_role(result['system']).values()):.4f}",
     }
     return [row[column] for column in COLUMNS]
+
+
+def _mebibytes(rate: Rate | None) -> str | int:
+    """Per second; 0 where it was not measured, as in the original."""
+    return 0 if rate is None else f"{rate['bytes_per_second'] / 2**20:.4f}"

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, Self, cast
@@ -23,7 +23,7 @@ from embar_shm.errors import EmbarError, RunFailed
 
 __all__ = ["Fleet", "Worker"]
 
-_TICK = 0.1  # seconds between two calls of `on_tick`
+_TICK = 0.1  # seconds between two calls of `on_tick`, if nobody wants another time
 _GRACE = 5.0  # seconds a process gets to end by itself, and again after SIGTERM
 _STDERR_SHOWN = 2000  # characters
 
@@ -31,12 +31,13 @@ _STDERR_SHOWN = 2000  # characters
 class Worker:
     """One process, and the JSON lines to and from it."""
 
-    def __init__(self, label: str, spec: dict[str, Any]) -> None:
+    def __init__(self, label: str, spec: dict[str, Any], fds: Sequence[int] = ()) -> None:
         self.label = label
         self.role: str = spec["role"]
         # A file, not a pipe: nobody has to read it while the process runs. Closed by dispose().
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._pending = b""
+        self._inbox: list[dict[str, Any]] = []  # heard, and not asked for yet
         self._process = subprocess.Popen(
             # -P: the installed package, not a folder of the same name where the command runs
             [sys.executable, "-P", "-m", "embar_shm.bench.worker"],
@@ -44,6 +45,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             process_group=0,  # Ctrl-C is for the coordinator
+            pass_fds=fds,
         )
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._stdout = cast(IO[bytes], self._process.stdout)
@@ -64,17 +66,23 @@ class Worker:
         except BrokenPipeError:
             raise self._death() from None
 
-    def hear(self) -> list[dict[str, Any]]:
-        """What it said since the last call; raises when that was an error, or the end."""
+    def hear(self) -> None:
+        """Reads what it has said, for `take`; raises when that is an error, or the end."""
         data = os.read(self.fileno(), 65536)
         if not data:
             raise self._death()
         *lines, self._pending = (self._pending + data).split(b"\n")
-        messages = [json.loads(line) for line in lines]
-        for message in messages:
+        for message in map(json.loads, lines):
             if message["event"] == "error":
                 raise _error_of(self, message)
-        return messages
+            self._inbox.append(message)
+
+    def take(self, event: str) -> dict[str, Any] | None:
+        """The oldest message of this kind that was heard and not taken; None: there is none."""
+        for n, message in enumerate(self._inbox):
+            if message["event"] == event:
+                return self._inbox.pop(n)
+        return None
 
     def close_stdin(self) -> None:
         """Tells the process to end."""
@@ -130,8 +138,9 @@ class Fleet:
     def __init__(self) -> None:
         self._workers: list[Worker] = []
 
-    def start(self, label: str, spec: dict[str, Any]) -> Worker:
-        worker = Worker(label, spec)
+    def start(self, label: str, spec: dict[str, Any], fds: Sequence[int] = ()) -> Worker:
+        """Starts one. `fds`: files of ours that it has, too, under the same numbers."""
+        worker = Worker(label, spec, fds)
         self._workers.append(worker)
         return worker
 
@@ -141,34 +150,76 @@ class Fleet:
         event: str,
         deadline: Callable[[], float],
         on_tick: Callable[[], None] = lambda: None,
+        tick: float = _TICK,
     ) -> list[dict[str, Any]]:
         """Waits until each of `workers` has sent `event`; what they sent, in the same order.
 
         Watches all processes of the fleet: the death or error of one that still is to answer, or
-        was not asked, ends the wait. `on_tick` is
-        called about ten times a second; `deadline` is asked each time (time.monotonic).
+        was not asked, ends the wait. What else they say is kept. `on_tick` is called at
+        least every `tick` seconds; `deadline` is asked each time (time.monotonic).
         """
         wanted = list(workers)
         answers: dict[Worker, dict[str, Any]] = {}
+
+        def all_answered() -> bool:
+            for worker in wanted:
+                if worker not in answers and (message := worker.take(event)) is not None:
+                    answers[worker] = message
+            return len(answers) == len(wanted)
+
+        def silent() -> str:
+            missing = ", ".join(str(w) for w in wanted if w not in answers)
+            return f"{event!r} from {missing}"
+
+        # Who has answered may end.
+        self._wait(all_answered, answers, silent, deadline, on_tick, tick)
+        return [answers[worker] for worker in wanted]
+
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        deadline: Callable[[], float],
+        on_tick: Callable[[], None] = lambda: None,
+        tick: float = _TICK,
+    ) -> None:
+        """Waits until `condition`, which is looked at every `tick` seconds.
+
+        Watches all processes meanwhile, like `gather`, and keeps what they say for it.
+        """
+        self._wait(condition, (), lambda: what, deadline, on_tick, tick)
+
+    def _wait(
+        self,
+        condition: Callable[[], bool],
+        may_end: Container[Worker],
+        what: Callable[[], str],
+        deadline: Callable[[], float],
+        on_tick: Callable[[], None],
+        tick: float,
+    ) -> None:
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker, selectors.EVENT_READ, worker)
-            while len(answers) < len(wanted):
-                for key, _ in selector.select(_TICK):
-                    worker = key.data
-                    for message in worker.hear():
-                        if message["event"] == event and worker in wanted:
-                            answers[worker] = message
-                    if worker in answers:
-                        selector.unregister(worker)  # it may end now
+            while not condition():
+                for worker in [key.data for key in selector.get_map().values()]:
+                    if worker in may_end:
+                        selector.unregister(worker)
+                for key, _ in selector.select(tick):
+                    key.data.hear()
                 on_tick()
                 if time.monotonic() >= deadline():
-                    missing = ", ".join(str(w) for w in wanted if w not in answers)
                     raise RunFailed(
-                        f"no progress while waiting for {event!r} from {missing}",
+                        f"no progress while waiting for {what()}",
                         "look at these processes; --timeout sets how long a run may stand still",
                     )
-        return [answers[worker] for worker in wanted]
+
+    def kill(self, worker: Worker) -> None:
+        """SIGKILL; its end is no failure. Returns when it is gone."""
+        self._workers.remove(worker)
+        worker.kill()
+        worker.end(time.monotonic() + _GRACE)
+        worker.dispose()
 
     def dismiss(self, workers: Iterable[Worker]) -> None:
         """Lets workers that have done their part end, and stops watching them."""
@@ -189,8 +240,8 @@ class Fleet:
     ) -> None:
         for worker in self._workers:
             worker.close_stdin()
-            if kind is not None and worker.role == "publisher":
-                worker.terminate()  # it may publish for long, and has nothing to put in order
+            if kind is not None and worker.role != "broker":
+                worker.terminate()  # it may work for long, and has nothing to put in order
         self._end(self._workers)
 
     def _end(self, workers: list[Worker]) -> None:

@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
+from embar_shm.bench.delivery import Delivery, EndToEnd, Phases, Rate, Subscriber, Verified
+from embar_shm.bench.failure import Failure
 from embar_shm.bench.instrumentation import ACCEPTABLE, Instrumentation
+from embar_shm.bench.latency import Latency
+from embar_shm.bench.latency import warnings as latency_warnings
+from embar_shm.bench.scenarios import SCENARIOS
 from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.sockets import warnings as socket_warnings
 from embar_shm.bench.stages import Stage
@@ -52,8 +57,15 @@ class Result(TypedDict):
     memory: dict[str, int]
     environment: dict[str, Any]
     warnings: list[str]
+    phases: NotRequired[Phases]
+    subscribers: NotRequired[list[Subscriber]]
+    end_to_end: NotRequired[EndToEnd]
+    subscribe: NotRequired[Rate]
+    verified: NotRequired[Verified]
+    latency: NotRequired[Latency]
+    failure: NotRequired[Failure]
     verdict: NotRequired[Verdict]
-    """Made from all of the above, last."""
+    """Made from all of the above, last. Of publishing as fast as it goes."""
 
 
 def build(
@@ -71,6 +83,9 @@ def build(
     segment_bytes: int,
     environment: dict[str, Any],
     warnings: list[str],
+    delivered: Delivery | None = None,
+    paced: Latency | None = None,
+    failed: Failure | None = None,
 ) -> Result:
     """Puts a result together. Raises `IntegrityError` instead when the counters do not add up.
 
@@ -87,8 +102,9 @@ def build(
         "reordered": counters["out_of_order"],
         "corrupt": counters["corrupt"],
     }
-    _check(integrity)
+    _check(integrity, failed)
     rate = size / elapsed_seconds
+    end_to_end = delivered.get("end_to_end") if delivered else None
     result: Result = {
         "schema": SCHEMA,
         "started": started,
@@ -105,7 +121,7 @@ def build(
         },
         "integrity": integrity,
         "ceilings": {
-            name: {"bytes_per_second": ceiling, "share": rate / ceiling}
+            name: {"bytes_per_second": ceiling, "share": _rate_of(name, rate, end_to_end) / ceiling}
             for name, ceiling in ceilings.items()
         },
         "stages": stages,
@@ -116,14 +132,43 @@ def build(
         "warnings": [
             *_warnings(config, elapsed_seconds, counters, instrumentation),
             *socket_warnings(sockets),
+            *latency_warnings(paced),
+            *(_failure_warnings(failed) if failed else []),
             *warnings,
         ],
     }
-    result["verdict"] = verdict(result)
+    if delivered is not None:
+        result.update(delivered)  # type: ignore[typeddict-item]
+    if paced is not None:
+        result["latency"] = paced
+    if failed is not None:
+        result["failure"] = failed
+    if config.values.scenario == "publish" and not config.values.subscribers:
+        result["verdict"] = verdict(result)
     return result
 
 
-def _check(integrity: Integrity) -> None:
+def _rate_of(ceiling: str, published: float, end_to_end: EndToEnd | None) -> float:
+    """What is compared with a ceiling."""
+    if ceiling == "copy_and_read" and end_to_end is not None:
+        return end_to_end["bytes_per_second"]
+    return published
+
+
+def _failure_warnings(failed: Failure) -> list[str]:
+    found = ["the CPU time of the broker that was killed is not in system.broker"]
+    if lost := failed["lost_acknowledged"]:
+        found.append(
+            f"{lost} messages were acknowledged and in nobody's hands when the broker died: its "
+            "log is in its memory, and acknowledgement 1 does not say that anybody else has it"
+        )
+    return found
+
+
+def _check(integrity: Integrity, failed: Failure | None) -> None:
+    if failed is not None:  # what logs have accepted is not what was sent: see `failure`
+        integrity["lost"] = failed["lost_acknowledged"]
+        integrity = {**integrity, "accepted": integrity["sent"], "lost": 0}
     wrong = {name: integrity[name] for name in ("lost", "duplicated", "reordered", "corrupt")}
     if any(wrong.values()) or integrity["accepted"] != integrity["sent"]:
         found = ", ".join(f"{count} {name}" for name, count in wrong.items())
@@ -143,25 +188,41 @@ def _warnings(
     """What a reader should know before believing the numbers."""
     values = config.values
     found = []
-    if elapsed_seconds < _SHORT_RUN:
+    if elapsed_seconds < _SHORT_RUN and not config.values.is_paced:
         found.append(
             f"the run took only {elapsed_seconds * 1e3:.0f} ms: raise total_bytes for numbers "
             "that mean something"
         )
-    if left := values.total_bytes % values.message_size:
+    if not values.is_paced and (left := values.total_bytes % values.message_size):
         found.append(
             f"{left} of total_bytes={values.total_bytes} were not sent: it is not a multiple of "
             f"message_size={values.message_size}"
         )
+    scenario = SCENARIOS[values.scenario]
     if (
         not values.addresses
+        and not scenario.reads_afterwards
         and (wanted := values.publishers_per_broker * values.in_flight) > values.slots
     ):
         found.append(
             f"{values.publishers_per_broker} publishers with in_flight={values.in_flight} want "
             f"{wanted} slots of each broker, which has {values.slots}: they wait for each other"
         )
-    if values.producer == "one" and config.origins["messages_per_call"] != "default":
+    if values.verify and values.scenario == "publish":
+        found.append(
+            "subscribers read along to verify: publishers wait for them, and for checksums, and "
+            "are faster without"
+        )
+    if values.is_paced and values.total_messages < values.total_bytes // values.message_size:
+        found.append(
+            f"{values.total_messages} messages were sent in duration={values.duration:g} s, "
+            f"not all of total_bytes={values.total_bytes}"
+        )
+    if (
+        values.producer == "one"
+        and not values.is_paced
+        and config.origins["messages_per_call"] != "default"
+    ):
         found.append(
             f"messages_per_call ({config.origins['messages_per_call']}) has no effect with "
             "producer=one"

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from embar_shm import _core
 
-__all__ = ["Stage", "collect", "summarise"]
+__all__ = ["Stage", "collect", "merged", "percentile", "summarise"]
 
 _OF_ROWS = ("get_buffer", "receive")  # the broker's steps that a publisher's row has
 
@@ -51,6 +51,18 @@ def collect(
 
 def summarise(histograms: Iterable[dict[str, Any]]) -> Stage:
     """Merges histograms of nanoseconds; a percentile is its bucket's bound, at most 1/16 high."""
+    count, total, largest, buckets = merged(histograms)
+    return {
+        "count": count,
+        "mean_us": total / count / 1e3 if count else 0.0,
+        "p50_us": percentile(buckets, 0.50, largest) / 1e3,
+        "p99_us": percentile(buckets, 0.99, largest) / 1e3,
+        "max_us": largest / 1e3,
+    }
+
+
+def merged(histograms: Iterable[dict[str, Any]]) -> tuple[int, int, int, Counter[int]]:
+    """Samples, their sum, the largest, and how many lie in the bucket with which bound."""
     count = total = largest = 0
     buckets: Counter[int] = Counter()
     for histogram in histograms:
@@ -58,16 +70,10 @@ def summarise(histograms: Iterable[dict[str, Any]]) -> Stage:
         total += histogram["sum"]
         largest = max(largest, histogram["max"])
         buckets.update(dict(histogram["buckets"]))
-    return {
-        "count": count,
-        "mean_us": total / count / 1e3 if count else 0.0,
-        "p50_us": _percentile(buckets, 0.50, largest) / 1e3,
-        "p99_us": _percentile(buckets, 0.99, largest) / 1e3,
-        "max_us": largest / 1e3,
-    }
+    return count, total, largest, buckets
 
 
-def _percentile(buckets: Counter[int], share: float, largest: int) -> int:
+def percentile(buckets: Counter[int], share: float, largest: int) -> int:
     """The smallest bucket bound below which at least `share` of the samples lie."""
     needed = share * buckets.total()
     seen = 0

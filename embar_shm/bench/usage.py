@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 ROLES: Final = ("broker", "publisher")
+"""Of every run whose brokers are not elsewhere."""
 _STAT: Final = Path("/proc/stat")
 _IDLE: Final = (
     3,
@@ -86,8 +87,11 @@ def total(usages: list[Usage]) -> Usage:
 
 
 def by_role(system: Mapping[str, Any]) -> dict[str, Usage]:
-    """The usages in a result's `system`, which has more than those; a role may not be known."""
-    return {role: system[role] for role in ROLES if system.get(role)}
+    """The usages in a result's `system`, which has more than those; a role may not be known.
+
+    Both of `ROLES` and, where there are any, "subscriber".
+    """
+    return {role: system[role] for role in (*ROLES, "subscriber") if system.get(role)}
 
 
 class MachineTime(TypedDict):

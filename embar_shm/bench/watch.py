@@ -37,7 +37,7 @@ class Watch:
         self._total = values.total_messages * values.message_size
         # The publishers' own waits end after `timeout` with a better message than ours.
         self._patience = 2 * values.timeout
-        self._accepted = -1
+        self._seen = (-1, -1)  # bytes accepted, batches released: readers move the latter
         self._moved = time.monotonic()
 
     def tick(self) -> None:
@@ -45,9 +45,10 @@ class Watch:
         if not self._monitors:  # the brokers run elsewhere
             self._on_progress(Progress(self._phase, 0, self._total))
             return
-        accepted = counters(self._monitors)["payload_bytes"]
-        if accepted != self._accepted:
-            self._accepted = accepted
+        now = counters(self._monitors)
+        accepted = now["payload_bytes"]
+        if (accepted, now["released"]) != self._seen:
+            self._seen = (accepted, now["released"])
             self._moved = time.monotonic()
         self._on_progress(Progress(self._phase, accepted, self._total))
 

@@ -1,25 +1,33 @@
 """What the processes of a run do when a ceiling is measured; `ceilings` is who tells them to.
 
-Both move whole batches between as many places as a publisher has slots in flight, in memory like
+All move whole batches between as many places as a publisher has slots in flight, in memory like
 that of a ring (shared, prefaulted), natively.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from embar_shm import _core
 from embar_shm.segment import prefault_memory
 from embar_shm.socket_buffers import LOOPBACK_BYTES, request
 
-__all__ = ["LoopbackReceiver", "LoopbackSender", "MemoryCopy", "Places"]
+__all__ = [
+    "CopyAndReadShape",
+    "CopyAndReadSide",
+    "LoopbackReceiver",
+    "LoopbackSender",
+    "MemoryCopy",
+    "Places",
+]
 
 _HOST = "127.0.0.1"
 _SETUP_TIMEOUT = 5.0  # seconds; over loopback, a connection takes microseconds
@@ -54,6 +62,53 @@ class MemoryCopy:
     def copy(self, batches: int, nontemporal: bool) -> None:
         p = self._places
         _core.memory_copy(p.memory, p.offsets, self._source, p.batch_bytes, batches, nontemporal)
+
+
+class CopyAndReadShape(TypedDict):
+    """One broker's publishers and subscribers, without the broker; `fd` is their memory."""
+
+    fd: int
+    writers: int
+    places: int
+    readers: int
+    batch_bytes: int
+    spin_us: float
+
+
+class CopyAndReadSide:
+    """A publisher's copies that a subscriber reads, and the subscriber's reads."""
+
+    def __init__(self, shape: CopyAndReadShape) -> None:
+        self._spin_us = shape["spin_us"]
+        self._side = _core.CopyAndRead(
+            mmap.mmap(shape["fd"], 0),
+            shape["writers"],
+            shape["places"],
+            shape["readers"],
+            shape["batch_bytes"],
+        )
+
+    @staticmethod
+    @contextmanager
+    def memory(shape: CopyAndReadShape) -> Iterator[CopyAndReadShape]:
+        """The shape with memory, which is nobody's when all its processes have ended."""
+        size = _core.CopyAndRead.bytes(
+            shape["writers"], shape["places"], shape["readers"], shape["batch_bytes"]
+        )
+        fd = os.memfd_create("embar-shm copy and read")
+        try:
+            os.ftruncate(fd, size)
+            with mmap.mmap(fd, size) as memory:
+                prefault_memory(memory)
+            yield {**shape, "fd": fd}
+        finally:
+            os.close(fd)
+
+    def write(self, writer: int, source: bytes, batches: int, nontemporal: bool) -> None:
+        self._side.write(writer, source, batches, nontemporal, self._spin_us)
+
+    def read(self, batches: int) -> None:
+        self._side.read(batches, self._spin_us)
 
 
 class LoopbackSender:

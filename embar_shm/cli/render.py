@@ -16,7 +16,7 @@ from embar_shm.bench.result import Result
 from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.usage import by_role
 from embar_shm.bench.watch import Progress
-from embar_shm.cli import render_verdict
+from embar_shm.cli import render_scenario, render_verdict
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
@@ -38,6 +38,7 @@ STAGES = (
 _CEILINGS = {
     "memory_copy": ("memory copy", "by the same processes without a ring"),
     "tcp_loopback": ("TCP loopback", "by the same processes with bare send and recv"),
+    "copy_and_read": ("copy and read", "by the same processes without brokers"),
 }
 
 
@@ -134,6 +135,7 @@ def result(found: Result) -> None:
     console.print(system)
     if (sockets := found["system"].get("sockets")) is not None:
         console.print(_sockets(sockets))
+    render_scenario.tables(console, found)
     console.print(_summary(found))
     if "verdict" in found:
         render_verdict.verdict(console, found["verdict"])
@@ -173,6 +175,11 @@ def buffer_size(size: int) -> str:
     return f"{size / 1024:,.0f} KiB" if size else "-"
 
 
+def _readers(found: Result) -> str:
+    readers = len(found.get("subscribers", []))
+    return f", {_count(readers, 'subscriber')}" if readers else ""
+
+
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
@@ -195,10 +202,12 @@ def _summary(found: Result) -> Table:
     table.add_column("")
     table.show_header = False
     elsewhere = " elsewhere" if p.get("connect") else ""
+    if "scenario" in p:  # an older result was about publishing
+        table.add_row("scenario", p["scenario"])
     table.add_row(
         "transport",
         f"{p['transport']}, {_count(p['brokers'], 'broker')}{elsewhere}, "
-        f"{_count(p['publishers'], 'publisher')}",
+        f"{_count(p['publishers'], 'publisher')}{_readers(found)}",
     )
     table.add_row(
         "published",
@@ -217,6 +226,7 @@ def _summary(found: Result) -> Table:
                 f"{format_rate(ceiling['bytes_per_second'])} {how}: "
                 f"the run reached [bold]{_reached(ceiling['share'])}[/bold] it",
             )
+    render_scenario.summary(table, found)
     table.add_row(
         "integrity",
         f"{i['sent']:,} sent, {i['accepted']:,} accepted, {i['lost']} lost, "

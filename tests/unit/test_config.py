@@ -16,17 +16,29 @@ from pydantic import ValidationError
 
 from embar_shm.cli.options import config_options, load_from_flags
 from embar_shm.config import KEYS, LoadedConfig, RunConfig, builtin_names, load
-from embar_shm.config.schema import OF_OWN_BROKERS, RULES, AtMost, check_value
+from embar_shm.config.schema import (
+    OF_OWN_BROKERS,
+    OF_PACED,
+    OF_SUBSCRIBERS,
+    OF_UNPACED,
+    RULES,
+    AtMost,
+    check_value,
+)
 from embar_shm.errors import ConfigurationError
 
 KEY_NAMES = [key.name for key in KEYS]
 
 # A value of every key that differs from its default, as text and as parsed.
 OTHER_VALUES: dict[str, tuple[str, object]] = {
+    "scenario": ("latency", "latency"),
     "transport": ("tcp", "tcp"),
     "connect": ("tcp://a:1, tcp://b:2", "tcp://a:1,tcp://b:2"),
     "brokers": ("2", 2),
     "publishers_per_broker": ("5", 5),
+    "subscribers_per_broker": ("3", 3),
+    "subscribe_mode": ("lossy", "lossy"),
+    "consume": ("messages", "messages"),
     "message_size": ("64", 64),
     "batch_size": ("1MiB", 1024**2),
     "total_bytes": ("1GB", 1000**3),
@@ -34,6 +46,9 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "ack": ("0", 0),
     "producer": ("many", "many"),
     "messages_per_call": ("7", 7),
+    "rate": ("2e3", 2000.0),
+    "duration": ("1.5", 1.5),
+    "verify": ("yes", True),
     "slots": ("16", 16),
     "slot_size": ("4MiB", 4 * 1024**2),
     "in_flight": ("1", 1),
@@ -51,6 +66,14 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "timeout": ("1e1", 10.0),
     "sample_every": ("0", 0),
     "ceiling": ("no", False),
+}
+
+# Keys that have an effect in some scenarios only.
+SCENARIO_OF = {
+    "subscribe_mode": "end-to-end",
+    "consume": "end-to-end",
+    "rate": "latency",
+    "duration": "latency",
 }
 
 ALIASES = [(key.name, alias) for key in KEYS for alias in key.aliases]
@@ -210,10 +233,11 @@ def test_every_key_can_be_set_by_file_environment_and_flag(my_yaml: Path, key: A
     text, value = OTHER_VALUES[key.name]
     my_yaml.write_text(f"{key.name}: {text}\n", encoding="utf-8")
     variable, flag = f"EMBAR_{key.name.upper()}", "--" + key.name.replace("_", "-")
+    scenario = {"scenario": SCENARIO_OF[key.name]} if key.name in SCENARIO_OF else {}
     for loaded, origin in (
-        (load_with("my.yaml"), "my.yaml:1"),
-        (load_with(environ={variable: text}), f"environment {variable}"),
-        (load_with(flags={key.name: text}), f"flag {flag}"),
+        (load_with("my.yaml", flags=scenario), "my.yaml:1"),
+        (load_with(environ={variable: text}, flags=scenario), f"environment {variable}"),
+        (load_with(flags=scenario | {key.name: text}), f"flag {flag}"),
     ):
         assert getattr(loaded.values, key.field) == value
         assert loaded.parameters()[key.name] == {"value": value, "origin": origin}
@@ -256,7 +280,55 @@ def test_what_only_own_brokers_need_is_not_used_when_they_run_elsewhere() -> Non
         "broker_scheduling": unused,
     }
     own = load_with(flags={"slots": "16"}).parameters()
-    assert not [one for one in own.values() if one["origin"].startswith("not used")]
+    assert not [name for name in OF_OWN_BROKERS if own[name]["origin"].startswith("not used")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "unused"),
+    [
+        ({}, {*OF_SUBSCRIBERS, *OF_PACED}),
+        ({"verify": "yes"}, {*OF_PACED}),
+        ({"scenario": "end-to-end"}, {*OF_PACED}),
+        ({"scenario": "latency"}, {*OF_UNPACED}),
+        ({"scenario": "broker-failure"}, {*OF_PACED, "linger_ms"}),
+        ({"scenario": "latency", "subscribers_per_broker": "0"}, {*OF_SUBSCRIBERS, *OF_UNPACED}),
+    ],
+)
+def test_what_a_scenario_has_no_use_for_is_not_used(
+    flags: dict[str, str], unused: set[str]
+) -> None:
+    shown = load_with(flags=flags | {"rate": "7"}).parameters()
+    assert {name for name, one in shown.items() if one["origin"].startswith("not used")} == unused
+    if "rate" in unused:
+        assert shown["rate"]["origin"].endswith("has a pace (flag --rate)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "each"),
+    [
+        ({}, 0),
+        ({"verify": "yes"}, 1),
+        ({"scenario": "end-to-end"}, 1),
+        ({"scenario": "parallel", "publishers_per_broker": "5"}, 5),
+        ({"scenario": "parallel", "publishers_per_broker": "5", "subscribers_per_broker": "2"}, 2),
+        ({"scenario": "latency", "subscribers_per_broker": "0"}, 0),
+    ],
+)
+def test_a_scenario_says_how_many_subscribers_there_are(flags: dict[str, str], each: int) -> None:
+    loaded = load_with(flags=flags)
+    assert loaded.values.subscribers == each * loaded.values.brokers
+    found = loaded.parameters()["subscribers_per_broker"]
+    assert found["value"] == each
+    assert found["origin"].startswith("derived: scenario") == (
+        "subscribers_per_broker" not in flags
+    )
+
+
+def test_paced_messages_end_with_the_duration_or_the_total() -> None:
+    flags = {"scenario": "latency", "rate": "100", "duration": "2.5", "message_size": "64"}
+    assert load_with(flags=flags).values.total_messages == 250
+    assert load_with(flags=flags | {"total_bytes": "6400"}).values.total_messages == 100
+    assert load_with(flags=flags | {"rate": "0.1"}).values.total_messages == 1
 
 
 @pytest.mark.parametrize(
@@ -695,7 +767,10 @@ def test_every_key_has_a_flag(key: Any) -> None:
     flag = "--" + key.name.replace("_", "-")
     arguments, origin = [flag, text], f"flag {flag}"
     if key.is_boolean:
-        arguments, origin = [f"--no-{key.name}"], f"flag --no-{key.name}"
+        flag = f"--{key.name}" if value else f"--no-{key.name}"
+        arguments, origin = [flag], f"flag {flag}"
+    if key.name in SCENARIO_OF:
+        arguments += ["--scenario", SCENARIO_OF[key.name]]
     assert invoke(arguments)[key.name] == {"value": value, "origin": origin}
 
 
