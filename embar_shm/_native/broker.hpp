@@ -251,10 +251,11 @@ public:
             }
             if (n > 0) continue;
             if (gates_.reap_slowest()) continue;  // the dead hold nothing back
+            const u64 gate = gates_.lowest(head_);
+            if (passed_ < gate) continue;  // somebody passed it, or left, after the sweep: nobody will wake us for that
+            const u32 slowest = gates_.watch();
             bool missed = false;
             Histogram::add(c.sleeps, 1);
-            const u64 gate = gates_.lowest(head_);
-            const u32 slowest = gates_.watch();
             const unsigned attached =
                 c.attached.load(std::memory_order_relaxed) + c.subscribers.load(std::memory_order_relaxed);
             const Wait w = sleep_unless(
