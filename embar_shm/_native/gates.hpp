@@ -77,9 +77,13 @@ public:
                 row.next.store(at, std::memory_order_relaxed);
                 row.moved_ns.store(now_ns(), std::memory_order_relaxed);
             }
-            // seq_cst: releases the cursor, and is the condition of an eventcount (Subscriber::wait_joined).
-            row.state.store(static_cast<u32>(there ? SubscriberState::Active : SubscriberState::Refused),
-                            std::memory_order_seq_cst);
+            // seq_cst: releases the cursor, and is the condition of an eventcount (Subscriber::wait_joined). Not a
+            // plain store: it may have left meanwhile, and would seem to be here until somebody finds it dead.
+            u32 joining = static_cast<u32>(SubscriberState::Joining);
+            if (!row.state.compare_exchange_strong(
+                    joining, static_cast<u32>(there ? SubscriberState::Active : SubscriberState::Refused),
+                    std::memory_order_seq_cst))
+                rows_[i] = Row{};
         }
         if (!any) return;
         count();
@@ -114,7 +118,8 @@ private:
     bool reap_row(u32 i) noexcept {
         SubscriberEntry& row = ring_.subscriber(i);
         const u32 state = row.state.load(std::memory_order_acquire);  // pairs with Subscriber's stores
-        if (state == static_cast<u32>(SubscriberState::Free)) return false;
+        // Free, and a gate all the same: its state was overwritten. It shall not hold back the release forever.
+        if (state == static_cast<u32>(SubscriberState::Free) && rows_[i].kind == Kind::None) return false;
         if (state == static_cast<u32>(SubscriberState::Closed)) {  // its own word that it reads nothing any more
             clear(i);
             return true;
