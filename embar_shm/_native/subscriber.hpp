@@ -8,8 +8,9 @@
 //
 // A *reliable* subscriber's cursor is a gate: the broker frees no slot of a ticket at or beyond it, so the bytes
 // of a batch that was taken and not passed do not change. A *lossy* one is no gate, and what it reads may be freed
-// and overwritten meanwhile: it copies, and then looks whether the slot still is what it was (a sequence lock whose
-// sequence is the slot's generation: Lameter, "Effective Synchronization on Linux/NUMA Systems", 2005, section 5).
+// and overwritten meanwhile: it copies, and then looks whether the ticket's entry still is what it was (a sequence lock
+// whose sequence is the entry, recycled before its slot is freed and unique for 2^32 laps: Lameter, "Effective
+// Synchronization on Linux/NUMA Systems", 2005, section 5).
 //
 // A subscriber can also be the *sole* consumer of a ring that has no broker: of a private ring in which batches
 // from a network arrive (receiver.hpp). It then reads what is committed, and releases slots itself. The ticket of
@@ -84,7 +85,8 @@ public:
         const u32 state = row_->state.load(std::memory_order_seq_cst);  // pairs with Gates::admit()
         if (state == static_cast<u32>(SubscriberState::Joining)) return Joined::Waiting;
         if (state != static_cast<u32>(SubscriberState::Active)) return Joined::No;
-        next_ = cursor_ = row_->cursor.load(std::memory_order_relaxed);
+        cursor_ = row_->cursor.load(std::memory_order_relaxed);
+        next_.store(cursor_, std::memory_order_relaxed);
         row_cursor_.store(cursor_, std::memory_order_relaxed);
         joined_ = true;
         return Joined::Yes;
@@ -105,12 +107,12 @@ public:
     template <class Copy>
     Take take(View& v, Copy&& copy) noexcept {
         for (;;) {
-            const u64 end = available();
-            if (next_ >= end) return Take::Nothing;
-            if (is_gate() && next_ - cursor_seen() >= ring_.geometry().tickets) return Take::Corrupt;
-            const u64 e = ring_.entry(next_).load(std::memory_order_acquire);  // pairs with Ring::commit()
+            const u64 end = available(), at = next();
+            if (at >= end) return Take::Nothing;
+            if (is_gate() && at - cursor_seen() >= ring_.geometry().tickets) return Take::Corrupt;
+            const u64 e = ring_.entry(at).load(std::memory_order_acquire);  // pairs with Ring::commit()
             const u32 s = ticket::slot(e);
-            if (!ticket::is_used(e) || ticket::lap(e) != ring_.lap_of(next_) || s >= ring_.geometry().slots) {
+            if (!ticket::is_used(e) || ticket::lap(e) != ring_.lap_of(at) || s >= ring_.geometry().slots) {
                 if (!overrun(end)) return Take::Corrupt;
                 continue;
             }
@@ -128,32 +130,30 @@ public:
             bool good = well_formed(v.header, ring_.geometry().slot_bytes);
             if (options_.mode == SubscribeMode::Lossy && !options_.sole) {
                 if (good && !(v.body = copy(v.body, v.header.body_bytes))) return Take::NoMemory;
-                // The copy is of that batch if the slot was not freed meanwhile. (The fence orders the reads before
-                // the second look; pairs with the store in Ring::release().)
+                // The copy is of that batch if the ticket was not released meanwhile. (The fence orders the reads
+                // before the second look; pairs with the stores in Ring::release().)
                 std::atomic_thread_fence(std::memory_order_acquire);
-                const u64 again = ring_.slot(s).word.load(std::memory_order_relaxed);
-                if (!slot_word::is_owned(again) || slot_word::generation(again) != slot_word::generation(w)) {
-                    overrun(end);
+                if (ring_.entry(at).load(std::memory_order_relaxed) != e) {
+                    if (!overrun(end)) return Take::Corrupt;
                     continue;
                 }
             }
             if (!good) {
                 Histogram::add(row_->corrupt, 1);
-                v.place = v.ticket = next_;
+                v.place = v.ticket = at;
                 skip();
                 return Take::Damaged;
             }
-            v.place = next_;
-            v.ticket = options_.sole ? v.header.ticket : next_;
+            v.place = at;
+            v.ticket = options_.sole ? v.header.ticket : at;
             v.gap = options_.sole ? v.header.gap : gap_;
             if (options_.sole) Histogram::add(row_->lost, v.gap);
             gap_ = 0;
             if (options_.sole) {
-                taken_[next_ % taken_.size()] = {s, slot_word::owner(w), slot_word::generation(w)};
-                after_ = v.ticket + 1;
+                taken_[at % taken_.size()] = {s, slot_word::owner(w), slot_word::generation(w)};
+                after_.store(v.ticket + 1, std::memory_order_relaxed);
             }
-            ++next_;
-            row_->next.store(next_, std::memory_order_relaxed);
+            set_next(at + 1);
             if (!is_gate()) follow();
             Histogram::add(row_->batches, 1);
             Histogram::add(row_->messages, v.header.messages);
@@ -173,7 +173,7 @@ public:
     // Looks for a batch for a few microseconds, in mode "spin"; else once.
     bool look_briefly() const noexcept {
         for (int i = 0; i < kBriefLooks; ++i) {
-            if (available() > next_) return true;
+            if (available() > next()) return true;
             if (!spin_.spins()) return false;
             cpu_relax();
         }
@@ -181,7 +181,7 @@ public:
     }
     Wait wait(u64 deadline_ns) noexcept {
         Histogram::add(row_->waits, 1);
-        return sleep_slice([this] { return available() > next_ || stopped() || interrupted(); }, deadline_ns);
+        return sleep_slice([this] { return available() > next() || stopped() || interrupted(); }, deadline_ns);
     }
     // Ends all waits, now and until resume(). Any thread.
     void interrupt() noexcept {
@@ -214,11 +214,14 @@ public:
     u32 index() const noexcept { return index_; }
     const SubscriberOptions& options() const noexcept { return options_; }
     const Ring& ring() const noexcept { return ring_; }
-    u64 next() const noexcept { return next_; }                               // to take, in this ring
-    u64 position() const noexcept { return options_.sole ? after_ : next_; }  // in the log
-    u64 held() const noexcept { return is_gate() ? next_ - cursor_seen() : 0; }
+    u64 next() const noexcept { return next_.load(std::memory_order_relaxed); }  // to take, in this ring
+    u64 position() const noexcept {                                              // in the log
+        return options_.sole ? after_.load(std::memory_order_relaxed) : next();
+    }
+    u64 held() const noexcept { return is_gate() ? next() - cursor_seen() : 0; }
     u64 available() const noexcept {
-        if (options_.sole) return ring_.holds(next_) ? next_ + 1 : next_;
+        const u64 at = next();
+        if (options_.sole) return ring_.holds(at) ? at + 1 : at;
         return ring_.control().head.load(std::memory_order_seq_cst);  // the condition of an eventcount: Broker::sweep()
     }
 
@@ -234,24 +237,28 @@ private:
         return slot_word::is_owned(w) && (slot_word::generation(w) & ticket::kGenerationMask) == generation;
     }
 
-    // The batch at next_ is not there any more. A lossy subscriber goes on in the middle of what is still there: at its
-    // old end it would be overrun again at once. => false: that cannot be, for a gate.
+    // The batch at next() is not there any more. A lossy subscriber goes on in the middle of what is still there: at
+    // its old end it would be overrun again at once. => false: that cannot be, for a gate, or in a ring of this size.
     bool overrun(u64 end) noexcept {
         if (is_gate()) return false;
-        const u64 oldest = ring_.control().released.load(std::memory_order_acquire);
+        const u64 at = next(), oldest = ring_.control().released.load(std::memory_order_acquire);
+        if (oldest < end && end - oldest > ring_.geometry().tickets) return false;
         u64 to = oldest < end ? oldest + (end - oldest) / 2 : end;
-        if (to <= next_) to = next_ + 1;
-        gap_ += to - next_;
-        Histogram::add(row_->lost, to - next_);
-        next_ = to;
-        row_->next.store(next_, std::memory_order_relaxed);
+        if (to <= at) to = at + 1;
+        gap_ += to - at;
+        Histogram::add(row_->lost, to - at);
+        set_next(to);
         follow();
         return true;
     }
-    // Moves past next_ without a batch.
+    void set_next(u64 to) noexcept {
+        next_.store(to, std::memory_order_relaxed);
+        row_->next.store(to, std::memory_order_relaxed);
+    }
+    // Moves past next() without a batch.
     void skip() noexcept {
-        const u64 place = next_++;
-        row_->next.store(next_, std::memory_order_relaxed);
+        const u64 place = next();
+        set_next(place + 1);
         if (!is_gate()) return follow();
         if (options_.sole) {
             const u32 s = ticket::slot(ring_.entry(place).load(std::memory_order_relaxed));
@@ -287,7 +294,7 @@ private:
     }
     // A lossy subscriber's cursor only tells how far it is.
     void follow() noexcept {
-        row_->cursor.store(next_, std::memory_order_relaxed);
+        row_->cursor.store(next(), std::memory_order_relaxed);
         row_->moved_ns.store(coarse_now_ns(), std::memory_order_relaxed);
     }
 
@@ -321,8 +328,8 @@ private:
     SpinPolicy spin_;
     std::atomic<bool> interrupted_{false};
     bool joined_ = false;
-    u64 next_ = 0;
-    u64 after_ = 0;  // sole: the ticket after the last one taken
+    std::atomic<u64> next_{0};   // written by the thread that takes, read by those that wait or look: relaxed
+    std::atomic<u64> after_{0};  // sole: the ticket after the last one taken
     u64 gap_ = 0;
     std::mutex mutex_;                    // around the next three
     std::vector<bool> passed_;            // by ticket: passed, and the cursor has not come to it
