@@ -347,8 +347,8 @@ class SubscriberCore:
     def close(self) -> None:
         """Takes no more; the row is given back when no view is alive."""
 
-    def after_fork_in_child(self) -> None:
-        """Makes this object raise in a forked child."""
+    def settle(self) -> None:
+        """Of a closed one: waits until no other thread is in a call."""
 
     @property
     def context(self) -> Any: ...

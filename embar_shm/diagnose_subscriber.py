@@ -48,7 +48,12 @@ def subscriber_error(core: _core.SubscriberCore, status: str, number: float) -> 
                 f"the broker {name} has stopped, and everything in its log was read",
                 "connect to a new one, with start='earliest'",
             )
-        case "gone" | "stopped":
+        case "stopped":
+            return BrokerGone(
+                f"the broker {name} stopped before it admitted this subscriber",
+                "connect to a new one",
+            )
+        case "gone":
             return BrokerGone(
                 f"the broker {name} died (its lock on the ring is free); everything that it had "
                 f"accepted was read, up to ticket {core.position}",

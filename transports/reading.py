@@ -124,7 +124,7 @@ class ReadingLink(SubscriberLink):
         return self._core.is_closed
 
     def after_fork_in_child(self) -> None:
-        self._core.after_fork_in_child()
+        """The core sees by itself that it is in a child."""
 
 
 def _native_start(options: SubscriberOptions) -> tuple[int, int]:

@@ -148,11 +148,17 @@ class ShmSubscriberLink(ReadingLink):
             broker=broker,
         )
         self._segment = segment
+        self._serves = broker is not None
         try:
             self._core.join(max(_ADMISSION, options.connect_timeout))
         except BaseException:
             self._core.close()
             raise
+
+    def close(self) -> None:
+        super().close()
+        if self._serves:
+            self._core.settle()  # now it does not any more
 
     def after_fork_in_child(self) -> None:
         super().after_fork_in_child()

@@ -67,6 +67,7 @@ public:
         if (PyBuffer_FillInfo(buffer, self, const_cast<char*>(w.data), static_cast<Py_ssize_t>(w.bytes), 1, flags) !=
             0) {
             if (!copy_ && exports_ == 0) subscriber_->unpin();
+            buffer->obj = nullptr;
             return -1;
         }
         ++exports_;

@@ -128,6 +128,7 @@ PyType_Slot messages_slots[] = {{Py_tp_iter, reinterpret_cast<void*>(iter)},
 }  // namespace
 
 void bind_subscriber(nb::module_& m) {
+    count_forks();
     nb::class_<SubscriberCore>(m, "SubscriberCore", nb::type_slots(subscriber_slots),
                                "One subscriber of a mapped ring.")
         .def(nb::init<nb::object, nb::handle, nb::handle, u32, int, const std::string&, int, int, u64, bool, int,
@@ -147,7 +148,7 @@ void bind_subscriber(nb::module_& m) {
         .def(
             "end", [](SubscriberCore& s) { s.core.end(); }, "A private ring: nothing more will come.")
         .def("close", &SubscriberCore::close, "Takes no more; the row is given back when no view is alive.")
-        .def("after_fork_in_child", &SubscriberCore::after_fork_in_child, "Makes this object raise in a forked child.")
+        .def("settle", &SubscriberCore::settle, "Of a closed one: waits until no other thread is in a call.")
         .def_prop_ro(
             "context", [](const SubscriberCore& s) { return s.context_; }, nb::sig("def context(self) -> Any"))
         .def_prop_ro("index", [](const SubscriberCore& s) { return s.core.index(); })

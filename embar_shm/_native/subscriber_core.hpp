@@ -2,6 +2,8 @@
 // What it hands out are Batches (batch.hpp). Its methods for Python are bound in bind_subscriber.cpp.
 #pragma once
 
+#include <pthread.h>
+
 #include <memory>
 #include <vector>
 
@@ -10,6 +12,14 @@
 #include "subscriber.hpp"
 
 namespace embar {
+
+// How many forks this process has behind it. A core that was made before the last one is the parent's, which Python's
+// hooks cannot tell a core whose Subscriber is gone and which only a view keeps alive.
+inline std::atomic<unsigned> forks_behind{0};
+inline void count_forks() {
+    if (pthread_atfork(nullptr, nullptr, [] { forks_behind.fetch_add(1, std::memory_order_relaxed); }) != 0)
+        throw std::bad_alloc();
+}
 
 class SubscriberCore {
 public:
@@ -24,16 +34,18 @@ public:
           core(checked(slots, index), index, lock_fd, name.c_str(), options(mode, start, ticket, sole),
                spin_options(wait_mode, spin_us, cpus)) {}
 
-    // Subscribers of one process: one thread is in a call at a time.
+    // Subscribers of one process: one thread is in a call at a time. The row is given back in nobody's call.
     class Turn {
     public:
         Turn(SubscriberCore& s, std::optional<double> timeout) : s_(s) {
             const unsigned long me = PyThread_get_thread_ident();
+            s.check_open();
             if (take(me)) [[likely]]
                 return;
             if (s.turn_.load(std::memory_order_relaxed) == me) s.raise("in_use");  // from a signal handler
             const u64 begin = now_ns(), deadline = deadline_after(timeout);
             while (!take(me)) {
+                s.check_open();
                 if (now_ns() >= deadline) s.raise("lock", static_cast<double>(now_ns() - begin) / 1e9);
                 {
                     nb::gil_scoped_release unlocked;
@@ -43,14 +55,17 @@ public:
                 check_signals();
             }
         }
-        ~Turn() { s_.turn_.store(0, std::memory_order_release); }  // pairs with take()
+        ~Turn() {
+            s_.turn_.store(0, std::memory_order_seq_cst);  // pairs with take(), and with the look in leave_if_idle()
+            s_.leave_if_idle();
+        }
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
 
     private:
         bool take(unsigned long me) noexcept {
             unsigned long nobody = 0;
-            return s_.turn_.compare_exchange_strong(nobody, me, std::memory_order_acquire, std::memory_order_relaxed);
+            return s_.turn_.compare_exchange_strong(nobody, me, std::memory_order_seq_cst, std::memory_order_relaxed);
         }
         SubscriberCore& s_;
     };
@@ -86,11 +101,17 @@ public:
     // Takes the next batch; `copy` holds its bytes if it was copied. => Nothing: there is none now.
     Found poll(View& v, std::unique_ptr<char[]>& copy) {
         Turn turn(*this, timeout_);
+        Broker::Result served = Broker::Result::Ready;
         if (driver_) {
             nb::gil_scoped_release unlocked;
-            driver_->core.serve(0, core.next());
+            served = driver_->core.serve(0, core.next());
         }
         if (take(v, copy)) return Found::Batch;
+        if (served == Broker::Result::Corrupt) raise("corrupt");
+        if (served == Broker::Result::Stopped) {
+            driver_->core.resume();
+            return Found::End;
+        }
         const auto p = core.peer();
         if (p == Subscriber::Peer::Ok) return Found::Nothing;
         return take(v, copy) ? Found::Batch : ended(p);  // it may have been accepted before the end
@@ -115,6 +136,7 @@ public:
             }
             if (take(v, copy)) return Found::Batch;
             check_signals();
+            check_open();  // a signal handler may have closed it
             if (driver_ && driver_->core.corruption()) raise("corrupt");
             if (stopped) {
                 driver_->core.resume();
@@ -131,13 +153,21 @@ public:
     // Waits until a batch can be taken, or never will (True), without taking it; False at the timeout.
     bool wait(std::optional<double> timeout) {
         const u64 deadline = deadline_after(timeout);
+        std::optional<Turn> turn;
+        if (driver_) turn.emplace(*this, timeout);  // one thread serves
+        Broker::Result served = Broker::Result::Ready;
         for (;;) {
-            if (closed_) raise(forked_ ? "forked" : "closed");
+            check_open();
             if (core.available() > core.next() || core.peer() != Subscriber::Peer::Ok) return true;
+            if (served == Broker::Result::Stopped || served == Broker::Result::Corrupt) return true;
             if (now_ns() >= deadline) return false;
             {
                 nb::gil_scoped_release unlocked;
-                core.wait(std::min(deadline, now_ns() + kSliceNs));
+                const u64 slice = std::min(deadline, now_ns() + kSliceNs);
+                if (!driver_)
+                    core.wait(slice);
+                else
+                    served = driver_->core.serve(slice, core.next());
             }
             check_signals();
             if (interrupted_.exchange(false)) {
@@ -162,10 +192,10 @@ public:
         return false;
     }
     void unpin() noexcept {
-        if (--pinned_ == 0 && closed_) leave_once();
+        if (--pinned_ == 0) leave_if_idle();
     }
     void pass(u64 place) noexcept {
-        if (!left_ && !forked_) core.pass(place);
+        if (!left_ && !is_forked()) core.pass(place);
     }
     std::unique_ptr<char[]> spare() noexcept {
         const std::lock_guard<std::mutex> guard(spares_mutex_);
@@ -175,6 +205,7 @@ public:
         return buffer;
     }
     void give_spare(std::unique_ptr<char[]> buffer) noexcept {
+        if (is_forked()) return;  // a thread that is not here may have held the mutex
         const std::lock_guard<std::mutex> guard(spares_mutex_);
         if (spares_.size() < kSpares) spares_.push_back(std::move(buffer));
     }
@@ -183,14 +214,19 @@ public:
     void close() noexcept {
         if (closed_.exchange(true)) return;
         core.interrupt();
-        if (pinned_ == 0) leave_once();
+        leave_if_idle();
     }
-    void after_fork_in_child() noexcept {
-        forked_ = true;
-        closed_ = true;
+    // Waits until no other thread is in a call. Once closed, they come out within kSliceNs.
+    void settle() {
+        const unsigned long me = PyThread_get_thread_ident();
+        for (unsigned long in_call; (in_call = turn_) != 0 && in_call != me;) {
+            nb::gil_scoped_release unlocked;
+            const timespec pause{0, 100'000};
+            nanosleep(&pause, nullptr);
+        }
     }
-    bool is_closed() const noexcept { return closed_; }
-    bool is_forked() const noexcept { return forked_; }
+    bool is_closed() const noexcept { return closed_ || is_forked(); }
+    bool is_forked() const noexcept { return forks_behind.load(std::memory_order_relaxed) != born_after_; }
     u32 pinned() const noexcept { return pinned_; }
 
     nb::object context_;
@@ -225,7 +261,7 @@ private:
     }
 
     bool take(View& v, std::unique_ptr<char[]>& copy) {
-        if (closed_) raise(forked_ ? "forked" : "closed");
+        check_open();
         Subscriber::Take t;
         const auto into = [&](const char* body, u64 bytes) -> const char* {
             if (!copy) copy = spare();
@@ -252,8 +288,12 @@ private:
         if (p == Subscriber::Peer::Gone) raise("gone");
         return Found::End;
     }
-    void leave_once() noexcept {
-        if (forked_ || left_.exchange(true)) return;
+    void check_open() {
+        if (is_closed()) raise(is_forked() ? "forked" : "closed");
+    }
+    // Once it is closed, nobody is in a call, and no view is alive, whichever comes last.
+    void leave_if_idle() noexcept {
+        if (!closed_ || pinned_ || turn_ || is_forked() || left_.exchange(true)) return;
         core.leave();
         PyObject *type, *value, *traceback;  // this may be the end of a view while an error is on its way
         PyErr_Fetch(&type, &value, &traceback);
@@ -267,7 +307,8 @@ private:
     }
 
     std::atomic<unsigned long> turn_{0};  // the thread in a call
-    std::atomic<bool> closed_{false}, left_{false}, forked_{false}, interrupted_{false};
+    std::atomic<bool> closed_{false}, left_{false}, interrupted_{false};
+    const unsigned born_after_ = forks_behind.load(std::memory_order_relaxed);
     std::atomic<u32> pinned_{0};  // batches with a live buffer
     std::mutex spares_mutex_;
     std::vector<std::unique_ptr<char[]>> spares_;  // for copies of lossy subscribers
