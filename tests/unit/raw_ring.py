@@ -17,15 +17,23 @@ from embar_shm import _core
 from embar_shm.address import RingName
 from embar_shm.errors import EmbarError
 from embar_shm.layout import Geometry
+from embar_shm.options import START_PLACES, SUBSCRIBE_MODES
 
 LINE = 128
 CONTROL = 4096  # behind the header page
 TAIL, HEAD, RELEASED = CONTROL, CONTROL + LINE, CONTROL + LINE + 8
 EVENT, SLEEPING = CONTROL + 2 * LINE, CONTROL + 2 * LINE + 4
-SPACE_WAITERS = CONTROL + 3 * LINE
+SPACE_WAITERS, LOOK_AROUND = CONTROL + 3 * LINE, CONTROL + 3 * LINE + 4
+BROKER_STATE = CONTROL + 4 * LINE
+NEWS, NEWS_SLEEPERS, SLOWEST = CONTROL + 5 * LINE, CONTROL + 5 * LINE + 4, CONTROL + 5 * LINE + 8
 
 # In a row of the publishers table.
 ROW_EVENT, ROW_SLEEPING, ROW_WANTS_ANY_SLOT = 3 * LINE, 3 * LINE + 4, 3 * LINE + 8
+
+# In a row of the subscribers table.
+READER_STATE, READER_START, READER_CURSOR, READER_NEXT = 0, 12, LINE, LINE + 8
+READER_ROW = 2 * LINE
+FREE, JOINING, ACTIVE, REFUSED, CLOSED = range(5)  # its states
 
 GENERATIONS = 2**48
 LAPS = 2**32
@@ -77,6 +85,7 @@ class RawRing:
         )
         _core.publish_segment(self.memory)
         self.steps = _core.Ring(self.memory)
+        self.left: list[int] = []  # rows of subscribers that are done with them, in this order
 
     # What errors are explained with (diagnose.RingContext), besides name and geometry.
     advice = "look at the test"
@@ -90,9 +99,17 @@ class RawRing:
     def monitor(self) -> _core.Monitor:
         return _core.Monitor(self.memory)
 
-    def broker(self, *, stage_times: bool = True) -> _core.BrokerCore:
+    def broker(
+        self, *, stage_times: bool = True, retain: int = 0, lock_fd: int = -1
+    ) -> _core.BrokerCore:
         return _core.BrokerCore(
-            self.memory, lock_fd=-1, wait_mode=2, spin_us=0, cpus=1, stage_times=stage_times
+            self.memory,
+            lock_fd=lock_fd,
+            wait_mode=2,
+            spin_us=0,
+            cpus=1,
+            stage_times=stage_times,
+            retain=retain,
         )
 
     def publisher(self, index: int = 0, **options: Any) -> _core.PublisherCore:
@@ -115,6 +132,38 @@ class RawRing:
         return _core.PublisherCore(
             context=self, buffer=self.memory, index=index, lock_fd=-1, **(defaults | options)
         )
+
+    def subscriber(
+        self,
+        admitted_by: _core.BrokerCore | None = None,
+        index: int = 0,
+        mode: str = "reliable",
+        start: str | int = "latest",
+        **options: Any,
+    ) -> _core.SubscriberCore:
+        """Never waits. Without `admitted_by` it is joining."""
+        defaults = {
+            "slots": None,
+            "lock_fd": -1,
+            "name": f"reader {index}",
+            "mode": SUBSCRIBE_MODES[mode],
+            "start": START_PLACES[start] if isinstance(start, str) else 2,
+            "ticket": 0 if isinstance(start, str) else start,
+            "sole": False,
+            "wait_mode": 2,
+            "spin_us": 0.0,
+            "cpus": 1,
+            "timeout": 0.0,
+            "broker": None,
+            "on_left": lambda: self.left.append(index),
+        }
+        core = _core.SubscriberCore(
+            context=self, buffer=self.memory, index=index, **(defaults | options)
+        )
+        if admitted_by is not None:
+            admitted_by.admit()
+            core.join(0.0)
+        return core
 
     # --- words ---
 
@@ -148,6 +197,10 @@ class RawRing:
         many = Geometry.plan(1, 64, 1000)
         size = (many.tickets_offset - many.publishers_offset) // 1000 // LINE * LINE
         return self.geometry.publishers_offset + size * index
+
+    def reader_at(self, index: int) -> int:
+        """Offset of a row of the subscribers table."""
+        return self.geometry.subscribers_offset + READER_ROW * index
 
     def start_at(self, ticket: int) -> None:
         """Makes an empty ring look as if all tickets below this one had come and gone."""
