@@ -101,6 +101,12 @@ PyType_Slot subscriber_slots[] = {{Py_tp_methods, subscriber_methods},
 
 // --- Batch ---------------------------------------------------------------------------------------------
 
+// Of a handle, which the binding library has not looked into.
+Batch* batch_of(nb::handle self) {
+    if (!nb::inst_ready(self)) throw nb::type_error("the batch was never initialised");
+    return nb::inst_ptr<Batch>(self);
+}
+
 int batch_get_buffer(PyObject* self, Py_buffer* view, int flags) noexcept {
     if (!nb::inst_ready(self)) {
         PyErr_SetString(PyExc_BufferError, "the batch was never initialised");
@@ -200,7 +206,7 @@ void bind_subscriber(nb::module_& m) {
         .def(
             "messages",
             [](nb::handle_t<Batch> self) {
-                auto* b = nb::inst_ptr<Batch>(self);
+                Batch* b = batch_of(self);
                 b->check();
                 return new Messages(nb::borrow(self), b);
             },
@@ -209,7 +215,7 @@ void bind_subscriber(nb::module_& m) {
         .def(
             "array",
             [](nb::handle_t<Batch> self, nb::object dtype, nb::object shape) {
-                nb::inst_ptr<Batch>(self)->check();
+                batch_of(self)->check();
                 return nb::module_::import_("embar_shm.arrays").attr("array")(self, dtype, shape);
             },
             nb::arg("dtype") = "u1", nb::arg("shape").none() = nb::none(),
@@ -228,7 +234,7 @@ void bind_subscriber(nb::module_& m) {
         .def(
             "__enter__",
             [](nb::handle_t<Batch> self) {
-                nb::inst_ptr<Batch>(self)->check();
+                batch_of(self)->check();
                 return nb::borrow(self);
             },
             nb::sig("def __enter__(self) -> Batch"))
