@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,30 +25,28 @@ def array(
         raise MisuseError(
             f"dtype {kind} cannot be read from a batch", "choose one of plain values, with a size"
         )
-    if batch.message_size:
-        buffer = memoryview(batch)
-    elif batch.count == 1:
-        buffer = next(batch.messages())
-    else:
+    if not batch.message_size and batch.count != 1:
         raise MisuseError(
             f"{batch!r} has messages with sizes of their own: they make no one array",
             "numpy.frombuffer() each of batch.messages(), or publish with a fixed message_size",
         )
-    if buffer.nbytes % kind.itemsize:
+    if batch.payload_bytes % kind.itemsize:
         raise MisuseError(
-            f"dtype {kind} has {kind.itemsize} bytes, which do not divide the {buffer.nbytes} of "
-            f"{batch!r}",
+            f"dtype {kind} has {kind.itemsize} bytes, which do not divide the "
+            f"{batch.payload_bytes} of {batch!r}",
             "read it with the dtype it was published with",
         )
-    values = np.frombuffer(buffer, kind)
+    values = np.frombuffer(
+        memoryview(batch) if batch.message_size else next(batch.messages()), kind
+    )
     if shape is None:
         return values
     try:
         return values.reshape(shape)
     except (ValueError, TypeError) as error:
-        wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+        count = values.size
+        del values  # else the error's traceback would keep the batch from being released
         raise MisuseError(
-            f"shape {wanted} ({math.prod(wanted)} values) does not fit {values.size} values of "
-            f"dtype {kind} in {batch!r}: {error}",
+            f"shape {shape} does not fit {count} values of dtype {kind} in {batch!r}: {error}",
             "one number of the shape may be -1",
         ) from None
