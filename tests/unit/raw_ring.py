@@ -39,7 +39,7 @@ GENERATIONS = 2**48
 LAPS = 2**32
 PAGE = 4096
 
-HEADER = struct.Struct("<IHHQQQIIQQQQ48sQ")
+HEADER = struct.Struct("<IHHQQQIIQQQQQQ32sQ")
 
 
 def free_entry(lap: int) -> int:

@@ -7,7 +7,6 @@ but in the tests that say so.
 from __future__ import annotations
 
 import os
-import struct
 import sys
 import tempfile
 import threading
@@ -1093,7 +1092,7 @@ def test_it_settles_when_no_thread_is_in_a_call_any_more() -> None:
 
 def forge_place(ring: RawRing, slot: int, ticket: int, gap: int = 0) -> None:
     """What the sender of a batch puts into its header."""
-    ring.forge_header(slot, reserved=struct.pack("<QQ", ticket, gap) + bytes(32))
+    ring.forge_header(slot, ticket=ticket, gap=gap)
 
 
 def test_a_sole_subscriber_reads_what_is_committed_and_releases_it_in_order() -> None:
