@@ -118,16 +118,20 @@ def subscribers_full(segment: Segment) -> EmbarError:
 
 
 def _timeout(core: _core.SubscriberCore, ring: RingContext, waited: float) -> EmbarError:
-    control = ring.monitor().control()
     if (held := core.held) >= ring.geometry.slots:
         return WaitTimeout(
             f"no batch came on {ring.name} within {waited:.3g} s: this subscriber holds {held} "
             f"batches, all {ring.geometry.slots} slots",
-            "release batches, and let go of their views; or start the broker with more slots",
+            "release batches, and let go of their views; or start the broker with more slots, over "
+            "tcp connect with a larger in_flight",
         )
+    what = "sent nothing more"  # a private ring knows no more than that
+    if isinstance(ring, Segment):
+        control = ring.monitor().control()
+        publishers = control["attached"]
+        what = f"accepted {control['head']} batches, {publishers} publishers are connected"
     return WaitTimeout(
-        f"no batch came on {ring.name} within {waited:.3g} s: {ring.describe_broker()} has "
-        f"accepted {control['head']} batches, {control['attached']} publishers are connected",
+        f"no batch came on {ring.name} within {waited:.3g} s: {ring.describe_broker()} has {what}",
         "is anybody publishing, and flushing what it publishes?",
     )
 
