@@ -23,6 +23,7 @@ is not exactly the next batch, or an ACK, is handed to this file's checks.
     CREDIT ------------------------------>            received up to this ticket; so many may come
            <------------------------------ END        the log has ended: that was all of it
     GOODBYE ----------------------------->            I want nothing more, forget me
+           <------------------------------ GOODBYE    you are forgotten; batches may come before it
            <------------------------------ ERROR      at any point: why, before it closes
 
 A control frame is a head of 16 bytes (magic "EMBC", kind, version, length) and `length` bytes of
@@ -125,6 +126,7 @@ class State(enum.Enum):
     ASKED_PROVED = "asked to subscribe and proved"
     STREAMING = "streaming"
     ENDED = "at the end of the log"
+    PARTING = "parting"
     CLOSED = "closed"
 
 
@@ -155,10 +157,13 @@ TRANSITIONS: Final[dict[tuple[State, Role, Kind], State]] = {
     (State.ASKED_PROVED, Role.BROKER, Kind.SUBSCRIBED): State.STREAMING,
     (State.STREAMING, Role.BROKER, Kind.DATA): State.STREAMING,
     (State.STREAMING, Role.SUBSCRIBER, Kind.CREDIT): State.STREAMING,
-    (State.STREAMING, Role.SUBSCRIBER, Kind.GOODBYE): State.CLOSED,
+    (State.STREAMING, Role.SUBSCRIBER, Kind.GOODBYE): State.PARTING,
     (State.STREAMING, Role.BROKER, Kind.END): State.ENDED,
     (State.ENDED, Role.SUBSCRIBER, Kind.CREDIT): State.ENDED,
-    (State.ENDED, Role.SUBSCRIBER, Kind.GOODBYE): State.CLOSED,
+    (State.ENDED, Role.SUBSCRIBER, Kind.GOODBYE): State.PARTING,
+    (State.PARTING, Role.BROKER, Kind.DATA): State.PARTING,
+    (State.PARTING, Role.BROKER, Kind.END): State.PARTING,
+    (State.PARTING, Role.BROKER, Kind.GOODBYE): State.CLOSED,
     **{(s, Role.BROKER, Kind.ERROR): State.CLOSED for s in State if s is not State.CLOSED},
 }
 

@@ -102,6 +102,8 @@ class Feeds:
                     remote.gone_since = time.monotonic()
                     if said_goodbye or not remote.reliable:
                         self._forget(remote)
+        if said_goodbye:
+            link.say(Kind.GOODBYE)
 
     def drain(self) -> None:
         """After the broker's end: waits for subscribers that still get on to come to the end, too.

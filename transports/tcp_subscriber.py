@@ -72,6 +72,7 @@ class TcpSubscriberLink(ReadingLink):
         self._pause = _FIRST_PAUSE
         self._telling = threading.Lock()  # held while a CREDIT is made and sent
         self._parted: SubscriberSession | None = None  # to which the goodbye was said
+        self._has_all = False  # the log has ended
         self._past = SocketCounters()  # of connections that have ended
         self._session = self._connect(options.connect_timeout, options.connect_timeout)
         try:
@@ -206,7 +207,8 @@ class TcpSubscriberLink(ReadingLink):
                     raise error
                 self._private.lost_because = error.message
                 self._private.lost_at = time.monotonic()
-                if self._hanging_up.is_set() or (session := self._next_session(error)) is None:
+                done = self._hanging_up.is_set() or self._has_all
+                if done or (session := self._next_session(error)) is None:
                     self._say_goodbye_again()
                     return
                 self._session = session
@@ -232,7 +234,7 @@ class TcpSubscriberLink(ReadingLink):
             return None
 
     def _serve(self, session: SubscriberSession) -> EmbarError | None:
-        """Receives until the session ends; why it did. None: the log has ended."""
+        """Receives until the session ends; why it did. None: after a goodbye."""
         intake = self._known_intake()
         began, received = time.monotonic(), intake.next_ticket
         stream = session.stream
@@ -246,8 +248,6 @@ class TcpSubscriberLink(ReadingLink):
             if self._hanging_up.is_set():  # close() may have met the session before
                 self._say_goodbye(session)
             self._receive(session)
-            self._say_goodbye(session)
-            stream.finish(_LAST_WORDS)
         except EmbarError as caught:
             error = caught
         finally:
@@ -263,13 +263,18 @@ class TcpSubscriberLink(ReadingLink):
         return error
 
     def _receive(self, session: SubscriberSession) -> None:
-        """Until the end of the log. Raises what else ends the connection."""
+        """Until the broker has answered the goodbye. Raises what else ends the connection."""
         stream, intake = session.stream, self._known_intake()
         while True:
             header = self._next_header(stream, intake)
             frame = read_among_batches(stream, session.protocol, header)
-            if frame is not None:
-                return  # END: nothing else is allowed there
+            if frame is not None and frame.kind is Kind.GOODBYE:
+                return
+            if frame is not None:  # END
+                self._has_all = True
+                self._core.end()
+                self._say_goodbye(session)
+                continue
             found = session.protocol.delivery(
                 header, self._private.geometry.slot_bytes, intake.next_ticket, self._reliable
             )
@@ -338,9 +343,8 @@ class TcpSubscriberLink(ReadingLink):
 
     def _say_goodbye_again(self) -> None:
         """The connection was lost, and the broker keeps batches for a subscriber that is closed."""
-        with self._telling:  # close() may be about to say it
-            if self._parted is self._session or not self._reliable:
-                return
+        if not self._reliable:
+            return
         give_up = time.monotonic() + self._patience
         while (left := give_up - time.monotonic()) > 0:
             try:

@@ -61,6 +61,7 @@ SUBSCRIBERS = (
     State.ASKED_PROVED,
     State.STREAMING,
     State.ENDED,
+    State.PARTING,
 )
 
 

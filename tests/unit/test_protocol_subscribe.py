@@ -47,6 +47,7 @@ def test_a_whole_conversation_keeps_both_sides_in_the_same_state() -> None:
         (broker, Kind.END, b""),
         (subscriber, Kind.CREDIT, Credit(1, 5).pack()),
         (subscriber, Kind.GOODBYE, b""),
+        (broker, Kind.GOODBYE, b""),
     ]
     for sender, kind, body in conversation:
         receiver = broker if sender is subscriber else subscriber
@@ -233,6 +234,15 @@ def test_the_end_of_the_log_comes_in_the_place_of_a_batch_and_nothing_but_an_err
     with pytest.raises(ProtocolError, match="DATA is not allowed"):
         side.delivery(batch_header(1, 64, ticket=6), *AGREED, reliable=True)
     assert len(broker.send(Kind.ERROR, b"x")) == HEADER
+
+
+def test_what_crosses_the_goodbye_of_a_subscriber_is_taken() -> None:
+    side = connection(Role.SUBSCRIBER, State.STREAMING)
+    side.send(Kind.GOODBYE)
+    side.delivery(batch_header(1, 64, ticket=6), *AGREED, reliable=True)
+    side.received(Kind.END)
+    side.received(Kind.GOODBYE)
+    assert side.state is State.CLOSED
 
 
 def test_a_batch_is_no_control_frame() -> None:
