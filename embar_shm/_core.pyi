@@ -774,7 +774,15 @@ class CopyAndRead:
     """
 
     def __init__(
-        self, memory: Buffer, writers: int, places: int, readers: int, batch_bytes: int
+        self,
+        memory: Buffer,
+        writers: int,
+        places: int,
+        readers: int,
+        batch_bytes: int,
+        wait_mode: int,
+        spin_us: float,
+        cpus: int,
     ) -> None: ...
     @staticmethod
     def bytes(writers: int, places: int, readers: int, batch_bytes: int) -> int:
@@ -782,15 +790,13 @@ class CopyAndRead:
         How much memory it takes. Raises ValueError for a shape that cannot be.
         """
 
-    def write(
-        self, writer: int, source: Buffer, batches: int, nontemporal: bool, spin_us: float
-    ) -> int:
+    def write(self, writer: int, source: Buffer, batches: int, nontemporal: bool) -> int:
         """
         Copies `source` repeatedly into batches, and hands each to all readers: ns it took. Blocks without the
         GIL while its places are full; signal handlers run meanwhile, and may raise.
         """
 
-    def read(self, batches: int, spin_us: float) -> int:
+    def read(self, batches: int) -> int:
         """
         Reads every byte of the next `batches` batches of all writers: a sum. Blocks like `write`.
         """

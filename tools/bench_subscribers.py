@@ -15,6 +15,7 @@ import mmap
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -50,6 +51,8 @@ class Child:
                 hear, say = os.fdopen(ours[0]), os.fdopen(theirs[1], "w", buffering=1)
                 work(lambda line: print(line, file=say), lambda: hear.readline().strip())
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         os.close(ours[0])
@@ -152,6 +155,16 @@ def round_trip(wait: Literal["spin", "block"], trips: int) -> float:
 # --- one message at a time ------------------------------------------------------------------------
 
 
+def take(subscriber: es.Subscriber) -> None:
+    """All of them, one by one. A batch ends with its last message: no release()."""
+    left = MESSAGES
+    for batch in subscriber:
+        for _message in batch.messages():
+            left -= 1
+        if not left:
+            return
+
+
 def one_at_a_time(batch_size: str) -> float:
     """Million messages/s, published and read one by one; the subscriber owns the ring."""
     name = f"bench-{os.getpid()}/0"
@@ -162,11 +175,7 @@ def one_at_a_time(batch_size: str) -> float:
             broker.subscribe(timeout=30) as subscriber,
         ):
             say("listening")
-            left = MESSAGES
-            while left:
-                with subscriber.next() as batch:
-                    for _message in batch.messages():
-                        left -= 1
+            take(subscriber)
             say(str(time.monotonic_ns()))
 
     child = Child(read)

@@ -30,9 +30,10 @@ u64 read_all(nb::handle buffer) {
 // One writer's or reader's side, and the memory it keeps alive.
 class Side {
 public:
-    Side(nb::handle memory, u32 writers, u32 places, u32 readers, u64 batch_bytes)
+    Side(nb::handle memory, u32 writers, u32 places, u32 readers, u64 batch_bytes, int wait_mode, double spin_us,
+         unsigned cpus)
         : held_(memory, true), shape_(checked({writers, places, readers, batch_bytes}, held_.size())),
-          shared_(held_.data(), shape_) {}
+          shared_(held_.data(), shape_, spin_options(wait_mode, spin_us, cpus)) {}
 
     static CopyAndRead::Shape checked(const CopyAndRead::Shape& shape, u64 available) {
         if (!shape.writers || !shape.places || !shape.readers || !shape.batch)
@@ -42,23 +43,21 @@ public:
         if (available < shape.bytes()) throw nb::value_error("the memory is too small");
         return shape;
     }
-    u64 write(u32 writer, nb::handle source, u64 batches, bool nontemporal, double spin_us) {
+    u64 write(u32 writer, nb::handle source, u64 batches, bool nontemporal) {
         const HeldBuffer from(source, false);
         if (writer >= shape_.writers) throw nb::index_error("there is no such writer");
         if (from.size() == 0) throw nb::value_error("source must not be empty");
         nb::gil_scoped_release unlocked;
         const u64 begin = now_ns();
-        shared_.write(writer, from.data(), from.size(), batches, nontemporal, ns(spin_us), look_at_signals);
+        shared_.write(writer, from.data(), from.size(), batches, nontemporal, look_at_signals);
         return now_ns() - begin;
     }
-    u64 read(u64 batches, double spin_us) {
+    u64 read(u64 batches) {
         nb::gil_scoped_release unlocked;
-        return shared_.read(batches, ns(spin_us), look_at_signals);
+        return shared_.read(batches, look_at_signals);
     }
 
 private:
-    static u64 ns(double us) noexcept { return static_cast<u64>(std::max(us, 0.0) * 1e3); }
-
     HeldBuffer held_;
     CopyAndRead::Shape shape_;
     CopyAndRead shared_;
@@ -78,10 +77,11 @@ void bind_yardsticks(nb::module_& m) {
     nb::class_<Side>(m, "CopyAndRead",
                      "One process's side of the copy-and-read yardstick. All sides name the same shape; the memory is\n"
                      "shared and zeroed in the beginning.")
-        .def(nb::init<nb::handle, u32, u32, u32, u64>(), nb::arg("memory"), nb::arg("writers"), nb::arg("places"),
-             nb::arg("readers"), nb::arg("batch_bytes"),
-             nb::sig("def __init__(self, memory: Buffer, writers: int, places: int, readers: int, batch_bytes: int) -> "
-                     "None"))
+        .def(nb::init<nb::handle, u32, u32, u32, u64, int, double, unsigned>(), nb::arg("memory"), nb::arg("writers"),
+             nb::arg("places"), nb::arg("readers"), nb::arg("batch_bytes"), nb::arg("wait_mode"), nb::arg("spin_us"),
+             nb::arg("cpus"),
+             nb::sig("def __init__(self, memory: Buffer, writers: int, places: int, readers: int, batch_bytes: int, "
+                     "wait_mode: int, spin_us: float, cpus: int) -> None"))
         .def_static(
             "bytes",
             [](u32 writers, u32 places, u32 readers, u64 batch_bytes) {
@@ -90,12 +90,10 @@ void bind_yardsticks(nb::module_& m) {
             nb::arg("writers"), nb::arg("places"), nb::arg("readers"), nb::arg("batch_bytes"),
             "How much memory it takes. Raises ValueError for a shape that cannot be.")
         .def("write", &Side::write, nb::arg("writer"), nb::arg("source"), nb::arg("batches"), nb::arg("nontemporal"),
-             nb::arg("spin_us"),
-             nb::sig("def write(self, writer: int, source: Buffer, batches: int, nontemporal: bool, spin_us: float) -> "
-                     "int"),
+             nb::sig("def write(self, writer: int, source: Buffer, batches: int, nontemporal: bool) -> int"),
              "Copies `source` repeatedly into batches, and hands each to all readers: ns it took. Blocks without the\n"
              "GIL while its places are full; signal handlers run meanwhile, and may raise.")
-        .def("read", &Side::read, nb::arg("batches"), nb::arg("spin_us"),
+        .def("read", &Side::read, nb::arg("batches"),
              "Reads every byte of the next `batches` batches of all writers: a sum. Blocks like `write`.");
 }
 

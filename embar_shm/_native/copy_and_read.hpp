@@ -44,20 +44,18 @@ public:
         u64 entries_bytes() const noexcept { return all_places() * (sizeof(Entry) + sizeof(Place)); }
     };
 
-    // Zeroed memory of shape.bytes() is a new one.
-    CopyAndRead(char* base, const Shape& shape) noexcept
-        : base_(base), shape_(shape), words_(reinterpret_cast<Words*>(base)),
+    // Zeroed memory of shape.bytes() is a new one. Waits are those of a ring with as many processes.
+    CopyAndRead(char* base, const Shape& shape, const SpinOptions& spin) noexcept
+        : base_(base), shape_(shape), spin_(spin), words_(reinterpret_cast<Words*>(base)),
           places_(reinterpret_cast<Place*>(base + sizeof(Words))),
           entries_(reinterpret_cast<Entry*>(base + sizeof(Words) + shape.all_places() * sizeof(Place))) {}
 
     template <class Check>
-    void write(u32 writer, const char* source, std::size_t chunk, u64 batches, bool nontemporal, u64 spin_ns,
-               Check&& check) {
+    void write(u32 writer, const char* source, std::size_t chunk, u64 batches, bool nontemporal, Check&& check) {
         for (u64 b = 0; b < batches; ++b) {
             const u32 place = writer * shape_.places + static_cast<u32>(b % shape_.places);
             Place& mine = places_[place];
-            await([&] { return mine.readers.load(std::memory_order_seq_cst) == 0; }, mine.event, mine.sleeping, spin_ns,
-                  check);
+            await([&] { return mine.readers.load(std::memory_order_seq_cst) == 0; }, mine.event, mine.sleeping, check);
             char* to = data_of(place);
             for (std::size_t at = 0; at < shape_.batch; at += chunk)
                 copy_bytes(to + at, source, std::min<std::size_t>(chunk, shape_.batch - at), nontemporal);
@@ -71,7 +69,7 @@ public:
     }
 
     template <class Check>
-    u64 read(u64 batches, u64 spin_ns, Check&& check) {
+    u64 read(u64 batches, Check&& check) {
         u64 sum = 0;
         for (u64 b = 0; b < batches; ++b, ++next_) {
             const Entry& entry = entries_[next_ % shape_.all_places()];
@@ -81,7 +79,7 @@ public:
                     e = entry.load(std::memory_order_seq_cst);
                     return e >> kPlaceBits == next_ + 1;
                 },
-                words_->event, words_->sleeping, spin_ns, check);
+                words_->event, words_->sleeping, check);
             const u32 place = static_cast<u32>(e & ((1U << kPlaceBits) - 1));
             sum += read_words(data_of(place), shape_.batch);
             Place& read = places_[place];
@@ -109,10 +107,13 @@ private:
     char* data_of(u32 place) const noexcept { return base_ + shape_.places_offset() + place * shape_.stride(); }
 
     template <class Ready, class Check>
-    static void await(Ready&& ready, std::atomic<u32>& event, std::atomic<u32>& sleeping, u64 spin_ns, Check& check) {
+    void await(Ready&& ready, std::atomic<u32>& event, std::atomic<u32>& sleeping, Check& check) {
+        if (ready()) return;
         bool missed = false;
         for (;;) {
+            const u64 spin_ns = spin_.budget_ns(shape_.writers + shape_.readers);
             const Wait w = sleep_unless(ready, event, sleeping, now_ns() + kSliceNs, spin_ns, kMaxSleepNs, missed);
+            spin_.outcome(w == Wait::Ready);
             if (w == Wait::Ready) return;
             check();
         }
@@ -120,6 +121,7 @@ private:
 
     char* base_;
     Shape shape_;
+    SpinPolicy spin_;
     Words* words_;
     Place* places_;
     Entry* entries_;

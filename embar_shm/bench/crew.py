@@ -14,7 +14,6 @@ from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.scenarios import SCENARIOS, consumed
 from embar_shm.bench.yardsticks import CopyAndReadShape, CopyAndReadSide
 from embar_shm.config import RunConfig
-from embar_shm.cpus import available_cpus
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
 
@@ -124,15 +123,14 @@ def _copy_and_read(values: RunConfig) -> CopyAndReadShape | None:
     """One broker's part of the ceiling; None: it is not measured."""
     if not (values.ceiling and reads_along(values)):
         return None
-    busy = values.publishers + values.subscribers
-    spins = values.wait == "spin" or (values.wait == "adaptive" and busy <= available_cpus())
     return {
         "fd": -1,
         "writers": values.publishers_per_broker,
         "places": min(values.in_flight, values.slots),
         "readers": values.effective_subscribers_per_broker,
         "batch_bytes": values.batch_size // values.message_size * values.message_size,
-        "spin_us": float(values.spin_us) if spins else 0.0,
+        "wait": values.wait,
+        "spin_us": float(values.spin_us),
     }
 
 

@@ -130,8 +130,9 @@ def work(crew: Crew, watch: Watch) -> tuple[Measured, Failure]:
     recovered_ns = min(ns for ns in resumed if ns is not None)
     measured.rounds = 1
     measured.publish_seconds = series.seconds(max(p["end_ns"] for p in measured.published))
-    last = max(e["end_ns"] for e in ended)
-    measured.seconds = measured.read_seconds = series.seconds(last)
+    if measured.read:
+        measured.read_seconds = series.seconds(max(r["end_ns"] for r in measured.read))
+    measured.seconds = measured.read_seconds or measured.publish_seconds
     lost = _lost(shares, left, gone[len(victims) :], measured, crew)
     end(crew, watch, measured)
     return measured, {

@@ -33,7 +33,7 @@ class Measured:
     machine_before: MachineTime | None
     publish_seconds: float = 0.0  # from the barrier to the last acknowledgement
     read_seconds: float = 0.0  # of phases with subscribers: from the barrier to the last batch
-    seconds: float = 0.0  # of all phases
+    seconds: float = 0.0  # of all phases: to their last batch read, or else acknowledged
     rounds: int = 0
     machine: MachineTime | None = None  # CPU time of all programs of the machine meanwhile
     published: list[dict[str, Any]] = field(default_factory=list)  # what each publisher said last
@@ -155,7 +155,7 @@ def _phase(
     if reads:
         measured.read = read
         measured.read_seconds += _seconds(start_ns, read)
-    measured.seconds += _seconds(start_ns, ended)
+    measured.seconds += _seconds(start_ns, read or published)  # who reads has it last
 
 
 def _tell_readers(crew: Crew, share: list[int], ends: Sequence[int] | None) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from embar_shm import _core
+from embar_shm.cpus import available_cpus
+from embar_shm.options import WAIT_MODES
 from embar_shm.segment import prefault_memory
 from embar_shm.socket_buffers import LOOPBACK_BYTES, request
 
@@ -72,6 +74,7 @@ class CopyAndReadShape(TypedDict):
     places: int
     readers: int
     batch_bytes: int
+    wait: str
     spin_us: float
 
 
@@ -79,13 +82,15 @@ class CopyAndReadSide:
     """A publisher's copies that a subscriber reads, and the subscriber's reads."""
 
     def __init__(self, shape: CopyAndReadShape) -> None:
-        self._spin_us = shape["spin_us"]
         self._side = _core.CopyAndRead(
             mmap.mmap(shape["fd"], 0),
             shape["writers"],
             shape["places"],
             shape["readers"],
             shape["batch_bytes"],
+            WAIT_MODES[shape["wait"]],
+            shape["spin_us"],
+            available_cpus(),
         )
 
     @staticmethod
@@ -105,10 +110,10 @@ class CopyAndReadSide:
             os.close(fd)
 
     def write(self, writer: int, source: bytes, batches: int, nontemporal: bool) -> None:
-        self._side.write(writer, source, batches, nontemporal, self._spin_us)
+        self._side.write(writer, source, batches, nontemporal)
 
     def read(self, batches: int) -> None:
-        self._side.read(batches, self._spin_us)
+        self._side.read(batches)
 
 
 class LoopbackSender:

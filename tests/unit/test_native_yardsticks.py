@@ -69,7 +69,7 @@ def test_every_reader_reads_what_all_writers_copied(
     memory = mmap.mmap(-1, CopyAndRead.bytes(writers, places, readers, BATCH))
 
     def side() -> CopyAndRead:
-        return CopyAndRead(memory, writers, places, readers, BATCH)
+        return CopyAndRead(memory, writers, places, readers, BATCH, 2, 0, 2)
 
     sources = [bytes([writer + 1]) * 16 for writer in range(writers)]
     reading = [side() for _ in range(readers)]
@@ -77,10 +77,10 @@ def test_every_reader_reads_what_all_writers_copied(
         expected = sum(read_words(source * (BATCH // 16)) for source in sources) * batches
         found = together(
             *(
-                lambda w=w, past=nontemporal: side().write(w, sources[w], batches, past, 0)
+                lambda w=w, past=nontemporal: side().write(w, sources[w], batches, past)
                 for w in range(writers)
             ),
-            *(lambda r=r: reading[r].read(batches * writers, 0) for r in range(readers)),
+            *(lambda r=r: reading[r].read(batches * writers) for r in range(readers)),
         )
         assert found[writers:] == [expected % 2**64] * readers
 
@@ -91,7 +91,7 @@ def test_a_shape_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="too many places"):
         CopyAndRead.bytes(2**20, 1, 1, BATCH)
     with pytest.raises(ValueError, match="too small"):
-        CopyAndRead(mmap.mmap(-1, mmap.PAGESIZE), 1, 1, 1, BATCH)
+        CopyAndRead(mmap.mmap(-1, mmap.PAGESIZE), 1, 1, 1, BATCH, 2, 0, 2)
     memory = mmap.mmap(-1, CopyAndRead.bytes(1, 1, 1, BATCH))
     with pytest.raises(IndexError):
-        CopyAndRead(memory, 1, 1, 1, BATCH).write(1, b"x", 1, False, 0)
+        CopyAndRead(memory, 1, 1, 1, BATCH, 2, 0, 2).write(1, b"x", 1, False)
