@@ -119,7 +119,8 @@ def _serve(
         audience.ready({broker.name: addresses})
         while stop.asked is None:
             broker.serve(period)
-            audience.alive()
+            if stop.asked is None:
+                audience.alive()
     except EmbarError as error:
         why = f"failed: {error.message}"
         raise
