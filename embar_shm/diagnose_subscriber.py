@@ -19,6 +19,7 @@ from embar_shm.errors import (
     PositionLost,
     WaitTimeout,
 )
+from embar_shm.private_ring import PrivateRing
 from embar_shm.segment import Segment
 
 __all__ = ["bad_framing", "subscriber_error", "subscribers_full"]
@@ -126,7 +127,7 @@ def _timeout(core: _core.SubscriberCore, ring: RingContext, waited: float) -> Em
             "tcp connect with a larger in_flight",
         )
     what = "sent nothing more"  # a private ring knows no more than that
-    if isinstance(ring, Segment):
+    if not isinstance(ring, PrivateRing):
         control = ring.monitor().control()
         publishers = control["attached"]
         what = f"accepted {control['head']} batches, {publishers} publishers are connected"
