@@ -223,10 +223,7 @@ class Broker:
         if timeout is not None:
             timeout = number("timeout", timeout)
         core = self._open_core()
-        if self._reader is not None and self._reader() is not None:
-            raise MisuseError(
-                f"{self.name} is served by its own subscriber", "close that, or read from it"
-            )
+        self._check_no_reader()
         try:
             self._begin_serving()
             outcome = core.serve(timeout)
@@ -257,6 +254,12 @@ class Broker:
         thread is serving, or another such subscriber is open.
         """
         core = self._open_core()
+        self._check_no_reader()
+        if self._background is not None:
+            raise MisuseError(
+                f"{self.name} is served by its background thread",
+                f"Subscriber.connect({self.address!r}) reads beside it",
+            )
         choose("mode", mode, SUBSCRIBE_MODES)
         options = SubscriberOptions(
             mode=mode,
@@ -267,10 +270,12 @@ class Broker:
             wait="block",  # it does not wait by itself
             spin_us=0.0,
         )
+        thread = threading.current_thread()
         self._begin_serving()
         try:
+            core.reap()  # nobody else frees the row of the last one
             link = ShmTransport().subscribe(str(self._segment.name), options, core)
-            reader = _OwnSubscriber(link, self._end_serving)
+            reader = _OwnSubscriber(link, lambda: self._end_reading(thread))
         except BaseException:
             self._end_serving()
             raise
@@ -280,6 +285,7 @@ class Broker:
     def start(self) -> Self:
         """Serves in a background thread until `stop` or `close`; returns at once."""
         self._open_core()
+        self._check_no_reader()
         if self._background is not None:
             raise MisuseError(f"{self.name} was started already")
         self._background = threading.Thread(
@@ -392,12 +398,23 @@ class Broker:
                 raise MisuseError(f"another thread is serving {self.name} already")
             self._serving_thread = threading.current_thread()
 
-    def _end_serving(self) -> None:
-        """Undoes `_begin_serving`, if this thread did that."""
+    def _end_serving(self, thread: threading.Thread | None = None) -> None:
+        """Undoes `_begin_serving`, if `thread` (None: this one) did that."""
         with signals.deferred():
-            if self._serving_thread is threading.current_thread():
+            if self._serving_thread is (thread or threading.current_thread()):
                 self._serving_thread = None
                 self._serving.release()
+
+    def _check_no_reader(self) -> None:
+        if self._reader is not None and self._reader() is not None:
+            raise MisuseError(
+                f"{self.name} is served by its own subscriber", "close that, or read from it"
+            )
+
+    def _end_reading(self, thread: threading.Thread) -> None:
+        """The own subscriber that `thread` made is closed, by whichever thread."""
+        self._reader = None
+        self._end_serving(thread)
 
     def _serve_in_background(self) -> None:
         try:
@@ -441,5 +458,7 @@ class _OwnSubscriber(Subscriber):
 
     def close(self) -> None:
         if not self._link.is_closed:
-            super().close()
-            self._on_close()
+            try:
+                super().close()
+            finally:
+                self._on_close()

@@ -65,6 +65,7 @@ class Subscriber:
         self._link = link
         self.next = link.next
         self.poll = link.poll
+        self._batches = iter(link)
         lifecycle.register_client(self)
 
     @classmethod
@@ -175,10 +176,10 @@ class Subscriber:
 
     def __iter__(self) -> Iterator[_core.Batch]:
         """Iterates over batches, waiting for each; ends when the broker has stopped in order."""
-        return iter(self._link)
+        return self  # not the link's iterator: it would not keep this object, and so not stay open
 
     def __next__(self) -> _core.Batch:
-        return next(iter(self._link))
+        return next(self._batches)
 
     def __enter__(self) -> Self:
         return self
