@@ -70,6 +70,7 @@ class Feeds:
         self._lock = threading.Lock()  # around the rest, and the taking of rows
         self._remotes: set[_Remote] = set()
         self._kept: dict[tuple[int, int], _Remote] = {}  # those that outlive their connections
+        self._links: set[Link] = set()
         self._past = SocketCounters()  # of those that are forgotten
         self._stopping = False
 
@@ -87,23 +88,32 @@ class Feeds:
 
         `admitted` is called when it has its place. Raises why it ended.
         """
-        remote = self._take_over(link, subscribe)
-        said_goodbye = False
+        with self._lock:
+            self._links.add(link)
         try:
-            admitted()
-            link.stream.set_deadline(None)
-            link.stream.set_timeouts(self._limits.stall, self._limits.stall)
-            with remote.turn:
-                said_goodbye = self._feed(link, remote, subscribe)
+            remote = self._take_over(link, subscribe)
+            said_goodbye = False
+            try:
+                admitted()
+                link.stream.set_deadline(None)
+                link.stream.set_timeouts(self._limits.stall, self._limits.stall)
+                with remote.turn:
+                    said_goodbye = self._feed(link, remote, subscribe)
+            finally:
+                self._part(link, remote, said_goodbye)
+            if said_goodbye:
+                link.say(Kind.GOODBYE)
         finally:
             with self._lock:
-                if remote.link is link:
-                    remote.link = None
-                    remote.gone_since = time.monotonic()
-                    if said_goodbye or not remote.reliable:
-                        self._forget(remote)
-        if said_goodbye:
-            link.say(Kind.GOODBYE)
+                self._links.discard(link)
+
+    def _part(self, link: Link, remote: _Remote, said_goodbye: bool) -> None:
+        with self._lock:
+            if remote.link is link:
+                remote.link = None
+                remote.gone_since = time.monotonic()
+                if said_goodbye or not remote.reliable:
+                    self._forget(remote)
 
     def drain(self) -> None:
         """After the broker's end: waits for subscribers that still get on to come to the end, too.
@@ -123,7 +133,8 @@ class Feeds:
                     if remote.link is not None or remote.gone_since > began - farewell
                 ]
                 now: list[object] = [(remote.key, remote.core.known()) for remote in left]
-            if not left:
+                served = len(self._links)
+            if not left and not served:
                 return
             if now != seen:
                 seen, moved = now, time.monotonic()
@@ -139,17 +150,14 @@ class Feeds:
             self._stopping = True
             for remote in self._remotes:
                 remote.core.interrupt()  # its connection says why
-        found = self._links()
+            found = set(self._links)
         give_up = time.monotonic() + LAST_WORDS
-        while self._links() and time.monotonic() < give_up:
+        while self._links and time.monotonic() < give_up:
             time.sleep(_POLL)
-        for link in self._links():
-            link.stream.shutdown()
-        return found
-
-    def _links(self) -> set[Link]:
         with self._lock:
-            return {r.link for r in self._remotes if r.link is not None}
+            for link in self._links:
+                link.stream.shutdown()
+        return found
 
     def forget_all(self) -> None:
         """Gives all rows back. No connection may be left."""
