@@ -189,9 +189,9 @@ def test_batches_are_kept_for_a_reliable_subscriber_whose_connection_is_lost(
         assert take(sub)[2] == 0
         there.proxy.refuse()
         there.proxy.cut()
-        there.publish(*range(1, 7))
+        there.publish(*range(1, 6))  # the broker may not know that the first one arrived
         there.proxy.admit()
-        assert [take(sub)[2] for _ in range(6)] == list(range(1, 7))
+        assert [take(sub)[2] for _ in range(5)] == list(range(1, 6))
     assert there.proxy.connections == 2
 
 
