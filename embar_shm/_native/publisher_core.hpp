@@ -81,7 +81,10 @@ public:
         }
         u64 begin = now_ns(), deadline = deadline_after(timeout_), seq = core.committed_seq();
         while (s == Status::NeedSlot) {
-            if (!blocking_) raise_would_wait("space");
+            if (!blocking_) {
+                if (const Status peer = core.peer_status(); peer != Status::Ok) raise(peer);
+                raise_would_wait("space");
+            }
             if (core.committed_seq() != seq) {  // a long call gets on: the timeout is for standing still
                 seq = core.committed_seq();
                 begin = now_ns(), deadline = deadline_after(timeout_);
