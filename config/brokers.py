@@ -46,12 +46,13 @@ class BrokerConfig(Fields):
     """One broker. Sizes are bytes; files are paths as written, relative to where we run."""
 
     name: Annotated[str, BeforeValidator(ring_name), Shown("CLUSTER/BROKER")] = Field(
-        default="", description="Its ring; publishers of this machine use shm://CLUSTER/BROKER."
+        default="", description="Its ring; programs of this machine use shm://CLUSTER/BROKER."
     )
     listen: Annotated[tuple[str, ...], BeforeValidator(listen_urls), Shown("URL")] = Field(
         default=(),
-        description="Also take publishers over a network: tcp://127.0.0.1:7400 for this machine "
-        "only, tcp://0.0.0.0:7400 for others, too; port 0: any free one. Repeat it for several.",
+        description="Also take publishers and subscribers over a network: tcp://127.0.0.1:7400 for "
+        "this machine only, tcp://0.0.0.0:7400 for others, too; port 0: any free one. Repeat it "
+        "for several.",
     )
     slots: Whole = Field(default=8, ge=1, le=4096, description="Batch slots in the ring.")
     slot_size: Size = Field(default=2 * 1024**2, ge=1, description="Bytes that a batch can have.")
@@ -84,14 +85,16 @@ class BrokerConfig(Fields):
         description="Bytes that the kernel should hold for a connection, in each direction.",
     )
     token_file: FilePath = Field(
-        default=None, description="A file with the secret that publishers must know."
+        default=None,
+        description="A file with the secret that publishers and subscribers must know.",
     )
     tls_cert: FilePath = Field(
         default=None, description="PEM certificate of the broker: turns TLS on."
     )
     tls_key: FilePath = Field(default=None, description="PEM file with its key.")
     tls_client_ca: FilePath = Field(
-        default=None, description="Publishers need a certificate signed by one of these (PEM)."
+        default=None,
+        description="Those who connect need a certificate signed by one of these (PEM).",
     )
     insecure: Boolean = Field(
         default=False, description="Listen beyond this machine with neither token nor TLS."

@@ -34,7 +34,7 @@ def _key_options(command: _Command) -> _Command:
     "--config",
     "file",
     metavar="PATH",
-    help="A YAML file with one or several brokers, instead of the name of one. See below.",
+    help="A YAML file with one or several brokers, instead of the name of one. Shown above.",
 )
 @_key_options
 @click.option(
@@ -46,8 +46,8 @@ def _key_options(command: _Command) -> _Command:
 def broker_command(name: str | None, file: str | None, as_json: bool, **flags: Any) -> None:
     """Run a broker until Ctrl-C or SIGTERM, then print what it did.
 
-    Prints the addresses that publishers can use once it is ready. Publishers of this machine use
-    shm://CLUSTER/BROKER; what comes in over --listen ends up in the same ring.
+    Prints the addresses that publishers and subscribers can use once it is ready. Those of this
+    machine use shm://CLUSTER/BROKER; what comes in over --listen ends up in the same ring.
 
     With --config it runs the brokers of a file, each in a process of its own. The keys are the
     flags without the dashes, and each broker has a name; keys outside the list are for all of them,

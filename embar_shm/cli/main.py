@@ -21,6 +21,7 @@ from embar_shm.cli.config import config_command
 from embar_shm.cli.doctor import doctor_command
 from embar_shm.cli.publish import publish_command
 from embar_shm.cli.run import run_command
+from embar_shm.cli.subscribe import subscribe_command
 from embar_shm.errors import EmbarError
 
 __all__ = ["cli", "main"]
@@ -35,6 +36,7 @@ def cli() -> None:
 cli.add_command(run_command)
 cli.add_command(broker_command)
 cli.add_command(publish_command)
+cli.add_command(subscribe_command)
 cli.add_command(compare_command)
 cli.add_command(config_command)
 cli.add_command(doctor_command)

@@ -97,14 +97,14 @@ def publish_command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    r"""Publish the lines of FILE, or of stdin, to the broker at ADDRESS.
+    """Publish the lines of FILE, or of stdin, to the broker at ADDRESS.
 
     \b
         embar-shm publish shm://demo/0 events.log
         tail -f events.log | embar-shm publish shm://demo/0
         embar-shm publish tcp://HOST:7400 frames.bin --record-size 64KiB --token-file embar.token
 
-    A line is published as it is, byte by byte, without its "\n"; the last one may lack it. A
+    A line is published as it is, byte by byte, without its "\\n"; the last one may lack it. A
     message cannot be empty: empty lines are skipped, and counted. To keep each byte of the input,
     publish records.
 
