@@ -26,7 +26,7 @@ from embar_shm.bench.phases import Measured, begin, end
 from embar_shm.bench.watch import Watch, counters
 from embar_shm.errors import IntegrityError
 
-__all__ = ["Failure", "Sample", "work"]
+__all__ = ["Failure", "Sample", "lost_acknowledged", "work"]
 
 _VICTIM: Final = 0  # any broker would do
 _PERIOD_NS: Final = 50_000_000  # of the time series
@@ -133,7 +133,7 @@ def work(crew: Crew, watch: Watch) -> tuple[Measured, Failure]:
     if measured.read:
         measured.read_seconds = series.seconds(max(r["end_ns"] for r in measured.read))
     measured.seconds = measured.read_seconds or measured.publish_seconds
-    lost = _lost(shares, left, gone[len(victims) :], measured, crew)
+    lost = lost_acknowledged(shares, left, gone[len(victims) :], measured.read)
     end(crew, watch, measured)
     return measured, {
         "broker": _VICTIM,
@@ -175,46 +175,47 @@ def _replace(crew: Crew, gather: Any) -> tuple[int, list[dict[str, Any]]]:
     return replaced_ns, gone
 
 
-def _lost(
+def lost_acknowledged(
     shares: list[int],
     left: list[dict[str, Any]],
     orphaned: list[dict[str, Any]],
-    measured: Measured,
-    crew: Crew,
+    read: list[dict[str, Any]],
 ) -> int:
-    """Messages that were acknowledged and in nobody's hands, once all is over."""
-    check_stamps(measured.read)
+    """Messages that were acknowledged and in nobody's hands when the broker died.
+
+    `left` and `orphaned`: what its publishers and subscribers said then; `read`: what all
+    subscribers, its own first, said in the end. Raises `IntegrityError` when anything else is
+    missing, or not as it was sent.
+    """
+    check_stamps(read)
     lost = 0
     for number, publisher in enumerate(left):
         acked = publisher["acked"]
-        seen = [int(o["next"].get(str(number), 1)) - 1 for o in orphaned]
+        seen = [int(one["next"].get(str(number), 1)) - 1 for one in orphaned]
         lost += max(0, acked - max(seen, default=0))
-        _check_skipped(number, acked, seen, measured, crew)
-    for subscriber in measured.read:
-        _check_complete(subscriber, shares)
+        for subscriber, last in zip(read, seen, strict=False):
+            _check_skipped(subscriber, number, acked, last)
+    for subscriber in read:
+        for number, high in subscriber["verified"]["next"].items():
+            if int(high) != shares[int(number)] + 1:
+                raise _missing(
+                    f"{subscriber['name']}: the last message of publisher {number} was "
+                    f"{int(high) - 1} of {shares[int(number)]}"
+                )
     return lost
 
 
-def _check_skipped(
-    number: int, acked: int, seen: list[int], measured: Measured, crew: Crew
-) -> None:
-    """A subscriber skips what was acknowledged and not read when the broker died, nothing else."""
-    orphans = len(crew.subscribers_of(_VICTIM))
-    for reader, last in zip(measured.read[:orphans], seen, strict=True):
-        skipped = int(reader["verified"]["skipped"].get(str(number), 0))
-        if skipped != max(0, acked - last):
-            raise IntegrityError(
-                f"{reader['name']}: {skipped} messages of publisher {number} are missing; "
-                f"{acked} were acknowledged by the broker that died, and {last} read before",
-                "this is a bug in embar-shm; please report it with the parameters of this run",
-            )
+def _check_skipped(subscriber: dict[str, Any], number: int, acked: int, last: int) -> None:
+    """What was acknowledged and not read when the broker died is skipped, and nothing else."""
+    skipped = int(subscriber["verified"]["skipped"].get(str(number), 0))
+    if skipped != max(0, acked - last):
+        raise _missing(
+            f"{subscriber['name']}: {skipped} messages of publisher {number} are missing; "
+            f"{acked} were acknowledged by the broker that died, and {last} read before"
+        )
 
 
-def _check_complete(subscriber: dict[str, Any], shares: list[int]) -> None:
-    for number, high in subscriber["verified"]["next"].items():
-        if int(high) != shares[int(number)] + 1:
-            raise IntegrityError(
-                f"{subscriber['name']}: the last message of publisher {number} was "
-                f"{int(high) - 1} of {shares[int(number)]}",
-                "this is a bug in embar-shm; please report it with the parameters of this run",
-            )
+def _missing(what: str) -> IntegrityError:
+    return IntegrityError(
+        what, "this is a bug in embar-shm; please report it with the parameters of this run"
+    )

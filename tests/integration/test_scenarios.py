@@ -14,7 +14,7 @@ from embar_shm.bench.scenarios import SCENARIOS
 from embar_shm.config import KEYS
 
 ROOT = Path(__file__).parents[2]
-TRANSPORTS = ["shm"]
+TRANSPORTS = ["shm", "tcp"]
 # 2 brokers, 4 publishers; 1000 messages of each, 64 to a batch: 16 batches.
 SMALL = [
     *("--brokers", "2", "--publishers-per-broker", "2", "--message-size", "256"),
