@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from command import COMMAND, embar_shm, leftovers_of
+from command import COMMAND, embar_shm, leftovers_of, running_broker, started
 
+from embar_shm.address import RingName
 from embar_shm.bench.scenarios import SCENARIOS
 from embar_shm.config import KEYS
+from embar_shm.errors import EmbarError
+from embar_shm.segment import Segment
+from embar_shm.testing import wait_until
 
 ROOT = Path(__file__).parents[2]
 TRANSPORTS = ["shm", "tcp"]
@@ -330,3 +337,61 @@ def test_the_originals_script_runs_each_test_type(tmp_path: Path, number: int) -
     assert done.code == 0, done.stderr
     result = json.loads(done.stdout)
     assert SCENARIOS[result["parameters"]["scenario"]["value"]].number == number
+
+
+# ---- processes that die, brokers that are elsewhere ----------------------------------------------
+
+LONG = [
+    *("--scenario", "end-to-end", "--brokers", "1", "--publishers-per-broker", "2"),
+    *("--total-bytes", "100TiB", "--no-ceiling"),
+]
+
+
+def subscriber_of(process: Any) -> psutil.Process:
+    """The last of its workers, once messages flow."""
+    ring = RingName(f"run-{process.pid}", "0")
+
+    def flows() -> bool:
+        try:
+            segment = Segment.attach(ring, prefault=False)
+        except EmbarError:
+            return False
+        with closing(segment):
+            return bool(segment.monitor().control()["messages"] > 0)
+
+    wait_until(flows, "the run publishes")
+    workers: list[psutil.Process] = psutil.Process(process.pid).children()
+    return workers[-1]
+
+
+def test_a_subscriber_that_is_killed_fails_the_run(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    with started("run", *LONG, "--output", str(output)) as process:
+        victim = subscriber_of(process)
+        victim.kill()
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"subscriber 0 of broker 0 (pid {victim.pid}) was killed by signal 9" in stderr
+    assert not output.exists()
+    assert leftovers_of(process.pid) == []
+
+
+def test_a_subscriber_that_does_not_read_fails_the_run_and_is_named() -> None:
+    with started("run", *LONG, "--timeout", "0.5") as process:
+        subscriber_of(process).suspend()
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "subscriber 0 of broker 0" in stderr
+    assert leftovers_of(process.pid) == []
+
+
+@pytest.mark.parametrize("scenario", ["end-to-end", "latency", "publish"])
+def test_brokers_elsewhere_are_read_and_verified_too(scenario: str) -> None:
+    with running_broker(f"scenario-{os.getpid()}/0", "--listen", "tcp://127.0.0.1:0") as broker:
+        result = json_of(
+            *("--transport", "tcp", "--connect", broker.address, "--scenario", scenario),
+            *("--publishers-per-broker", "2", "--message-size", "256", "--batch-size", "16KiB"),
+            *("--total-bytes", "100KiB", "--no-ceiling", "--verify"),
+        )
+    assert result["verified"]["messages"] == 400
+    assert result["integrity"]["accepted"] == 400
