@@ -1,0 +1,193 @@
+"""Does what a document says, as a reader who follows it literally."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import yaml
+from doc_blocks import Act, Block, Session
+from doc_sandbox import Program, Sandbox
+
+from embar_shm.testing import wait_until
+
+__all__ = ["play", "syntax_error"]
+
+PROGRAMS = Path(__file__).parent / "programs"
+_TIMEOUT = 60.0
+_CTRL_C = (0, 130, -signal.SIGINT)  # exit codes of who was interrupted
+
+
+class _Terminal:
+    """A program that runs beside others, and how much of what it printed the document has shown."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.shown = 0
+        self.ended = False
+
+    def expect(self, block: Block) -> None:
+        """What it prints next, all of it if it has ended."""
+        pattern = _pattern(block)
+        if not self.ended:
+            found: list[re.Match[str]] = []
+
+            def printed() -> bool:
+                found[:] = filter(None, [re.match(pattern, self.program.output[self.shown :])])
+                return bool(found)
+
+            try:
+                wait_until(printed, "the output")
+            except AssertionError:
+                _differs(block, self.program.output[self.shown :])
+            self.shown += found[0].end()
+        elif not re.fullmatch(pattern, self.program.output[self.shown :]):
+            _differs(block, self.program.output[self.shown :])
+
+
+def play(session: Session, sandbox: Sandbox) -> None:
+    """Raises `AssertionError` when something does not work as the document says."""
+    terminals: dict[str, _Terminal] = {}
+    last: tuple[Block, Program] | None = None
+    for step in session.steps:
+        try:
+            if isinstance(step, Act):
+                _act(step, terminals[step.terminal])
+            elif step.language == "text":
+                _compare(step, terminals, last, sandbox)
+            elif "not run" in step.marks:
+                wrong = syntax_error(step)
+                assert not wrong, wrong
+            elif "file" in step.marks:
+                path = sandbox.folder / step.marks["file"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(step.text)
+            elif "terminal" in step.marks:
+                terminals[step.marks["terminal"]] = _open_terminal(step, sandbox)
+            else:
+                last = step, _run(step, sandbox)
+        except AssertionError as error:
+            where = f"{session.document}:{step.line}"
+            others = "".join(
+                f"\n-- terminal {name}:\n{terminal.program.output}"
+                for name, terminal in terminals.items()
+            )
+            raise AssertionError(f"{where}: {error}{others}") from None
+    for name, terminal in reversed(terminals.items()):
+        if not terminal.ended:
+            _act(Act(0, "stop", name), terminal)
+    assert not sandbox.rings(), f"{session} leaves {sandbox.rings()} behind"
+
+
+def _start(block: Block, sandbox: Sandbox) -> Program:
+    if block.language == "python":
+        return sandbox.start("python", "-c", block.text)
+    return sandbox.start("bash", "-euo", "pipefail", "-c", block.text)
+
+
+def _run(block: Block, sandbox: Sandbox) -> Program:
+    program = _start(block, sandbox)
+    code = program.wait(_TIMEOUT)
+    expected = int(block.marks.get("exit", "0"))
+    assert code == expected, f"exit code {code}, not {expected}:\n{program.output}"
+    return program
+
+
+def _open_terminal(block: Block, sandbox: Sandbox) -> _Terminal:
+    program = _start(block, sandbox)
+    if "until" in block.marks:
+        beginning = block.marks["until"]
+        wait_until(
+            lambda: (
+                re.search(f"^{re.escape(beginning)}.*\n", program.output, re.MULTILINE)
+                or program.process.poll() is not None
+            ),
+            beginning,
+        )
+        assert program.process.poll() is None, f"it ended:\n{program.output}"
+    return _Terminal(program)
+
+
+def _act(act: Act, terminal: _Terminal) -> None:
+    number = {"stop": signal.SIGINT, "kill": signal.SIGKILL}[act.what]
+    terminal.program.signal(number)
+    code = terminal.program.wait(_TIMEOUT)
+    expected = _CTRL_C if act.what == "stop" else (-signal.SIGKILL,)
+    assert code in expected, f"{act.what}: exit code {code}:\n{terminal.program.output}"
+    terminal.ended = True
+
+
+def _compare(
+    block: Block,
+    terminals: dict[str, _Terminal],
+    last: tuple[Block, Program] | None,
+    sandbox: Sandbox,
+) -> None:
+    if "illustration" in block.marks:
+        return
+    if "terminal" in block.marks:
+        terminals[block.marks["terminal"]].expect(block)
+        return
+    if "made by" in block.marks:
+        path = PROGRAMS / f"{block.marks['made by']}.py"
+        program = sandbox.start("python", str(path))
+        code = program.wait(_TIMEOUT)
+        assert code == 0, f"{path.name}: exit code {code}:\n{program.output}"
+        found = program.output
+    else:
+        assert last is not None, "no block before it prints anything"
+        found = last[1].output
+        if "exit" in last[0].marks and re.search(f"(?:^|\n)({_pattern(block)})$", found):
+            return
+    if not re.fullmatch(_pattern(block), found):
+        _differs(block, found)
+
+
+def _pattern(block: Block) -> str:
+    """A regular expression for what the block shows."""
+    number = r"\d[\d,]*(?:\.\d+)?"
+    lines = []
+    for line in block.text.splitlines():
+        if line == "...":
+            lines.append("(?:.*\n)*?")
+            continue
+        parts = [re.escape(part) for part in line.split("...")]
+        if "numbers differ" in block.marks:
+            parts = [_loose(part, number) for part in line.split("...")]
+        lines.append(".*".join(parts) + "\n")
+    return "".join(lines)
+
+
+def _loose(text: str, number: str) -> str:
+    """Numbers of any value, and room for them."""
+    return "".join(
+        number if re.fullmatch(number, part) else " +" if part.isspace() else re.escape(part)
+        for part in re.split(rf"({number}| +)", text)
+        if part
+    )
+
+
+def _differs(block: Block, found: str) -> None:
+    raise AssertionError(f"the document shows\n{block.text}-- but it is\n{found}")
+
+
+def syntax_error(block: Block) -> str | None:
+    """What is wrong with a block that does not run; None where nothing is, or nothing can tell."""
+    try:
+        if block.language == "sh":
+            checked = subprocess.run(
+                ["bash", "-n"], input=block.text, capture_output=True, text=True, timeout=30
+            )
+            return checked.stderr or None
+        if block.language == "python":
+            compile(block.text, "block", "exec")
+        elif block.language == "yaml":
+            list(yaml.safe_load_all(block.text))
+        elif block.language == "ini":
+            configparser.RawConfigParser(strict=False).read_string(block.text)
+    except (SyntaxError, yaml.YAMLError, configparser.Error) as error:
+        return str(error)
+    return None

@@ -1,0 +1,92 @@
+"""What README.md and docs/ show, works: every block runs, or says why not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from doc_blocks import DOCUMENTS, ROOT, Session, sessions
+from doc_reader import play
+from doc_sandbox import sandbox
+
+SESSIONS = [session for document in DOCUMENTS for session in sessions(document)]
+README = (ROOT / "README.md").read_text()
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=str)
+def test_a_reader_who_follows_the_document_gets_what_it_shows(
+    session: Session, tmp_path: Path
+) -> None:
+    with sandbox(tmp_path) as machine:
+        play(session, machine)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_to_what_is_there(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", document.read_text()):
+        if target.startswith("http"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(path), f"{target} has no heading for #{anchor}"
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub makes them from headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_document_can_be_found_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
+    for document in DOCUMENTS:
+        if document.name != "README.md":
+            assert name_of(document) in linked, f"the README does not link {name_of(document)}"
+
+
+def test_both_lines_that_newcomers_copy_are_marked_and_complete() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    for marker, end in [("main line", "embar-shm run --transport shm"), ("test line", "pytest")]:
+        found = re.search(rf"<!-- {marker}.* -->\n```sh\n(.*)\n```", README)
+        assert found
+        line = found[1]
+        assert line.startswith("python3 -m venv .venv && ")
+        assert line.endswith(end)
+        assert f'"{marker}"' in ci, "and CI runs it"
+
+
+def test_the_example_of_the_readme_is_short() -> None:
+    example = re.search(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert example
+    body = [line for line in example[1].splitlines() if line and not line.startswith("import")]
+    assert len(body) <= 12
+
+
+UNITS = [
+    block.text
+    for session in SESSIONS
+    for block in session.blocks
+    if block.language == "ini" and "[Service]" in block.text
+]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_files_are_what_systemd_expects(unit: str, tmp_path: Path) -> None:
+    path = tmp_path / "embar.service"
+    path.write_text(re.sub(r"(?m)^(ExecStart=)\S+", r"\1/bin/true", unit))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert "embar.service" not in done.stderr, done.stderr
