@@ -870,3 +870,8 @@ def wait_until(deadline_ns: int, spin_us: float) -> None:
 
     Blocks without the GIL; signal handlers run meanwhile, and may raise.
     """
+
+def structs() -> dict[str, tuple[int, list[tuple[str, int, int, str]]]]:
+    """
+    The structs of a segment by name: size in bytes, and fields as (name, offset, size, type).
+    """

@@ -88,5 +88,6 @@ void bind_feed(nb::module_& m);
 void bind_ceiling(nb::module_& m);
 void bind_yardsticks(nb::module_& m);
 void bind_verify(nb::module_& m);
+void bind_layout(nb::module_& m);
 
 }  // namespace embar

@@ -14,4 +14,5 @@ NB_MODULE(_core, m) {
     embar::bind_ceiling(m);
     embar::bind_yardsticks(m);
     embar::bind_verify(m);
+    embar::bind_layout(m);
 }
