@@ -145,7 +145,7 @@ class Stream:
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.peer = peer  # what errors call the other side
-        self.counters = SocketCounters()
+        self.counters: SocketCounters = SocketCounters()
         self._socket = sock
         self._writing = threading.Lock()
         self._deadline: float | None = None  # time.monotonic() at which all reading must be over

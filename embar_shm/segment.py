@@ -71,7 +71,7 @@ class Segment:
         self.log: int = _core.read_header(memory)["created_unix_ns"]
         """Identifies the log: a broker that is started anew has another."""
         self.geometry = geometry
-        self.lock_fd = lock_fd
+        self.lock_fd: int = lock_fd
         self._inode = inode
 
     # --- making and finding -------------------------------------------------------------------
