@@ -12,13 +12,15 @@ none                   ``sh`` and ``python`` run, and have to succeed. ``text`` 
 ``terminal: NAME``     the block runs beside those that follow; with ``text``: what it prints next
 ``until: TEXT``        of a terminal: go on when a line begins like this
 ``numbers differ``     of ``text``: every number may be another one
-``made by: NAME``      of ``text``: what ``programs/NAME.py`` prints, for what no reader should type
+``wrapped``            of ``text``: lines may be broken elsewhere
+``made by: NAME ...``  of ``text``: what ``programs/NAME.py ...`` prints: failures, for example
 ``not run: REASON``    is only checked for its syntax, where there is a check
 ``illustration: WHY``  of ``text``: not compared with anything
 =====================  =============================================================================
 
 Marks that stand alone: ``one session`` (the whole document is one), ``stop: NAME`` (Ctrl-C in a
-terminal), ``kill: NAME`` (SIGKILL), ``struct: NAME`` (a table of tools/layout_doc.py).
+terminal), ``kill: NAME`` (SIGKILL), ``ends: NAME`` (it ends by itself, in order), ``struct: NAME``
+(a table of tools/layout_doc.py).
 """
 
 from __future__ import annotations
@@ -37,11 +39,22 @@ DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 _RUNS = {"sh", "python"}
 _OF_BLOCKS = {
-    *("exit", "file", "terminal", "until", "numbers differ", "made by", "not run", "illustration"),
+    *(
+        "exit",
+        "file",
+        "terminal",
+        "until",
+        "numbers differ",
+        "wrapped",
+        "made by",
+        "not run",
+        "illustration",
+    ),
     *("main line", "test line", "certificates"),  # by these names .ci/run and tests find a block
 }
 _VALUED = {"exit", "file", "terminal", "until", "made by", "not run", "illustration"}
-_ALONE = {"one session": False, "stop": True, "kill": True, "struct": True}  # with a value?
+_ACTS = ("stop", "kill", "ends")
+_ALONE = {"one session": False, "struct": True} | dict.fromkeys(_ACTS, True)  # with a value?
 
 
 class MarkError(AssertionError):
@@ -65,7 +78,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Act:
-    """What a reader does with a terminal: `what` is "stop" or "kill"."""
+    """What happens to a terminal: `what` is "stop", "kill" or "ends"."""
 
     line: int
     what: str
@@ -108,7 +121,7 @@ def sessions(document: Path) -> list[Session]:
             if here.keys() <= _ALONE.keys():
                 if "one session" in here:
                     whole = True
-                for what in here.keys() & {"stop", "kill"}:
+                for what in here.keys() & set(_ACTS):
                     found[-1].steps.append(Act(line, what, here[what]))
             elif tokens[i + 1 : i + 2] and tokens[i + 1].type == "fence":
                 marks = here
@@ -149,9 +162,11 @@ def _check(document: Path, block: Block) -> None:
     """Is there something that this block is tested by?"""
     marks = block.marks.keys()
     if block.language == "text":
-        good = not marks or bool(marks & {"numbers differ", "made by", "illustration", "terminal"})
+        good = not marks or bool(
+            marks & {"numbers differ", "wrapped", "made by", "illustration", "terminal"}
+        )
     elif block.language in _RUNS:
-        good = not marks & {"made by", "illustration", "numbers differ"}
+        good = not marks & {"made by", "illustration", "numbers differ", "wrapped"}
     else:
         good = bool(marks & {"file", "not run"})
     if not good:

@@ -18,7 +18,12 @@ __all__ = ["play", "syntax_error"]
 
 PROGRAMS = Path(__file__).parent / "programs"
 _TIMEOUT = 60.0
-_CTRL_C = (0, 130, -signal.SIGINT)  # exit codes of who was interrupted
+# What ends a program in a terminal, and the exit codes that then are in order.
+_ACTS = {
+    "stop": (signal.SIGINT, (0, 130, -signal.SIGINT)),
+    "kill": (signal.SIGKILL, (-signal.SIGKILL,)),
+    "ends": (None, (0,)),
+}
 
 
 class _Terminal:
@@ -112,10 +117,10 @@ def _open_terminal(block: Block, sandbox: Sandbox) -> _Terminal:
 
 
 def _act(act: Act, terminal: _Terminal) -> None:
-    number = {"stop": signal.SIGINT, "kill": signal.SIGKILL}[act.what]
-    terminal.program.signal(number)
+    number, expected = _ACTS[act.what]
+    if number is not None:
+        terminal.program.signal(number)
     code = terminal.program.wait(_TIMEOUT)
-    expected = _CTRL_C if act.what == "stop" else (-signal.SIGKILL,)
     assert code in expected, f"{act.what}: exit code {code}:\n{terminal.program.output}"
     terminal.ended = True
 
@@ -132,10 +137,10 @@ def _compare(
         terminals[block.marks["terminal"]].expect(block)
         return
     if "made by" in block.marks:
-        path = PROGRAMS / f"{block.marks['made by']}.py"
-        program = sandbox.start("python", str(path))
+        name, *arguments = block.marks["made by"].split()
+        program = sandbox.start("python", str(PROGRAMS / f"{name}.py"), *arguments)
         code = program.wait(_TIMEOUT)
-        assert code == 0, f"{path.name}: exit code {code}:\n{program.output}"
+        assert code == 0, f"{block.marks['made by']}: exit code {code}:\n{program.output}"
         found = program.output
     else:
         assert last is not None, "no block before it prints anything"
@@ -146,28 +151,33 @@ def _compare(
         _differs(block, found)
 
 
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+
+
 def _pattern(block: Block) -> str:
     """A regular expression for what the block shows."""
-    number = r"\d[\d,]*(?:\.\d+)?"
-    lines = []
-    for line in block.text.splitlines():
-        if line == "...":
-            lines.append("(?:.*\n)*?")
-            continue
-        parts = [re.escape(part) for part in line.split("...")]
-        if "numbers differ" in block.marks:
-            parts = [_loose(part, number) for part in line.split("...")]
-        lines.append(".*".join(parts) + "\n")
-    return "".join(lines)
-
-
-def _loose(text: str, number: str) -> str:
-    """Numbers of any value, and room for them."""
+    loose = "numbers differ" in block.marks
+    if "wrapped" in block.marks:
+        return r"\s+".join(_words(word, loose, r"[\s\S]*?") for word in block.text.split()) + "\n"
     return "".join(
-        number if re.fullmatch(number, part) else " +" if part.isspace() else re.escape(part)
-        for part in re.split(rf"({number}| +)", text)
-        if part
+        "(?:.*\n)*?" if line == "..." else _words(line, loose, ".*") + "\n"
+        for line in block.text.splitlines()
     )
+
+
+def _words(text: str, loose: bool, anything: str) -> str:
+    """`loose`: numbers of any value, and room for them."""
+    found = []
+    for part in re.split(rf"(\.\.\.|{_NUMBER}| +)", text):
+        if part == "...":
+            found.append(anything)
+        elif loose and re.fullmatch(_NUMBER, part):
+            found.append(_NUMBER)
+        elif loose and part.isspace():
+            found.append(" +")
+        else:
+            found.append(re.escape(part))
+    return "".join(found)
 
 
 def _differs(block: Block, found: str) -> None:

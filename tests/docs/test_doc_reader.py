@@ -54,6 +54,7 @@ FAILS = {
     "other output": ("~~~sh\necho a\n~~~\n~~~text\nb\n~~~\n", "the document shows\nb"),
     "more output": ("~~~sh\necho a; echo b\n~~~\n~~~text\na\n~~~\n", "but it is\na\nb"),
     "other numbers": ("~~~sh\necho 1 s\n~~~\n~~~text\n2 s\n~~~\n", "but it is\n1 s"),
+    "other words": ("~~~sh\necho a b\n~~~\n<!-- wrapped -->\n~~~text\na\nc\n~~~\n", "it is\na b"),
     "another error": (
         "<!-- exit: 1 -->\n~~~sh\necho no; exit 1\n~~~\n~~~text\nyes\n~~~\n",
         "but it is\nno",
@@ -67,6 +68,10 @@ FAILS = {
         "trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 0.1; done\n~~~\n"
         "<!-- stop: a -->\n\n<!-- terminal: a -->\n~~~text\nready\nfarewell\n~~~\n",
         "but it is\nready\nbye",
+    ),
+    "a terminal that should end well": (
+        "<!-- terminal: a -->\n~~~sh\nexit 3\n~~~\n<!-- ends: a -->\n",
+        "ends: exit code 3",
     ),
     "wrong syntax": ("<!-- not run: no docker -->\n~~~sh\nif\n~~~\n", "syntax error"),
     "a ring that stays": ("~~~sh\ntouch /dev/shm/embar.demo.0\n~~~\n", "embar.demo.0"),
@@ -121,6 +126,12 @@ echo "took 1,234.5 ms,  100 times"
 <!-- numbers differ -->
 ~~~text
 took 7 ms, 1 times
+~~~
+
+<!-- wrapped; numbers differ -->
+~~~text
+took 1 ms,
+20 ...
 ~~~
 
 <!-- stop: beside -->
