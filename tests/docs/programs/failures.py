@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import psutil
+
 import embar_shm as es
 from embar_shm.address import RingName
-from embar_shm.testing import Child
+from embar_shm.testing import Child, wait_until
 
 NAME = "demo/0"
 URL = f"shm://{NAME}"
@@ -33,6 +35,13 @@ def show(error: BaseException) -> None:
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     print(f"{module}{kind.__qualname__}: {error}")
+
+
+def stop(child: Child) -> None:
+    """As Ctrl-Z does. It may have run on for a moment."""
+    child.signal(signal.SIGSTOP)
+    process = psutil.Process(child.pid)
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the process is stopped")
 
 
 @contextmanager
@@ -100,7 +109,7 @@ def stopped_publisher() -> None:
     program = """
         import os, signal
         import embar_shm as es
-        pubs = [es.Publisher.connect("shm://demo/0") for _ in range(4)]
+        pubs = [es.Publisher.connect("shm://demo/0", linger_ms=0) for _ in range(4)]
         for pub in pubs:
             pub.publish(b"the first message of a batch")
         print("open", flush=True)
@@ -123,7 +132,7 @@ def broker_killed() -> None:
         pub = es.Publisher.connect(URL)
         pub.publish(b"a message")
         pub.wait_acked()
-        child.signal(signal.SIGSTOP)
+        stop(child)
         pub.publish(b"another message")
         pub.flush()
         child.kill()
@@ -140,7 +149,7 @@ def broker_killed() -> None:
 def broker_stopped() -> None:
     """Alive, but it does not get on: stopped by a debugger, say."""
     with broker() as child, es.Publisher.connect(URL) as pub:
-        child.signal(signal.SIGSTOP)
+        stop(child)
         pub.publish(b"a message")
         try:
             pub.wait_acked(timeout=1)
