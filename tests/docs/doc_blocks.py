@@ -16,6 +16,7 @@ none                   ``sh`` and ``python`` run, and have to succeed. ``text`` 
 ``made by: NAME ...``  of ``text``: what ``programs/NAME.py ...`` prints: failures, for example
 ``not run: REASON``    is only checked for its syntax, where there is a check
 ``illustration: WHY``  of ``text``: not compared with anything
+``main line``          is run by CI as it stands, as is ``test line``
 =====================  =============================================================================
 
 Marks that stand alone: ``one session`` (the whole document is one), ``stop: NAME`` (Ctrl-C in a
@@ -52,6 +53,7 @@ _OF_BLOCKS = {
     ),
     *("main line", "test line", "certificates"),  # by these names .ci/run and tests find a block
 }
+_NOT_HERE = {"file", "not run", "main line", "test line"}
 _VALUED = {"exit", "file", "terminal", "until", "made by", "not run", "illustration"}
 _ACTS = ("stop", "kill", "ends")
 _ALONE = {"one session": False, "struct": True} | dict.fromkeys(_ACTS, True)  # with a value?
@@ -73,7 +75,7 @@ class Block:
     @property
     def runs(self) -> bool:
         """Is it a program that runs by itself?"""
-        return self.language in _RUNS and not {"file", "not run"} & self.marks.keys()
+        return self.language in _RUNS and not _NOT_HERE & self.marks.keys()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_every_document_can_be_found_from_the_readme() -> None:
 def test_both_lines_that_newcomers_copy_are_marked_and_complete() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     for marker, end in [("main line", "embar-shm run --transport shm"), ("test line", "pytest")]:
-        found = re.search(rf"<!-- {marker}.* -->\n```sh\n(.*)\n```", README)
+        found = re.search(rf"<!-- {marker} -->\n```sh\n(.*)\n```", README)
         assert found
         line = found[1]
         assert line.startswith("python3 -m venv .venv && ")
@@ -67,7 +67,7 @@ def test_the_example_of_the_readme_is_short() -> None:
     example = re.search(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert example
     body = [line for line in example[1].splitlines() if line and not line.startswith("import")]
-    assert len(body) <= 12
+    assert len(body) <= 15
 
 
 UNITS = [

@@ -200,6 +200,127 @@ def table_full() -> None:
         connect()
 
 
+def slow_subscriber() -> None:
+    """It does not take its batches, and publishers run out of slots."""
+    with (
+        broker(),
+        es.Subscriber.connect(URL, name="report"),
+        es.Publisher.connect(URL, in_flight=4, timeout=1) as pub,
+    ):
+        try:
+            for _ in range(5):
+                pub.publish(bytes(4000))
+                pub.flush()
+        except es.WaitTimeout as error:
+            show(error)
+
+
+def holds_everything() -> None:
+    """A subscriber that keeps all batches, and waits for another one."""
+    with (
+        broker(),
+        es.Subscriber.connect(URL) as sub,
+        es.Publisher.connect(URL, in_flight=4) as pub,
+    ):
+        batches = []
+        for _ in range(4):
+            pub.publish(bytes(4000))
+            pub.flush()
+            batches.append(sub.next(timeout=30))
+        try:
+            sub.next(timeout=1)
+        except es.WaitTimeout as error:
+            show(error)
+        for batch in batches:
+            batch.release()
+
+
+def nothing_comes() -> None:
+    with broker(), es.Subscriber.connect(URL) as sub, es.Publisher.connect(URL, linger_ms=0) as pub:
+        pub.publish(b"in a batch that nobody flushes")
+        try:
+            sub.next(timeout=1)
+        except es.WaitTimeout as error:
+            show(error)
+
+
+def not_admitted() -> None:
+    """A broker that was created, and does not serve."""
+    with es.Broker.create(NAME):
+        program = """
+            import embar_shm as es
+            import embar_shm.transports.shm
+            embar_shm.transports.shm._ADMISSION = 1  # the documents' tests have no 10 s for this
+            try:
+                es.Subscriber.connect("shm://demo/0")
+            except es.WaitTimeout as error:
+                print(str(error).replace(chr(10), chr(13)))
+        """
+        with Child(program) as child:
+            print(f"embar_shm.errors.WaitTimeout: {child.read()}".replace("\r", "\n"))
+            child.wait()
+
+
+def position_lost() -> None:
+    with broker(), es.Publisher.connect(URL) as pub:
+        for _ in range(9):
+            pub.publish(bytes(4000))
+            pub.flush()
+        pub.wait_acked()
+        connect_subscriber(start=2)
+
+
+def broker_restarted() -> None:
+    """A place in the log of the broker before."""
+    with broker(), es.Subscriber.connect(URL) as sub:
+        position = sub.position
+    with broker():
+        connect_subscriber(start=position)
+
+
+def connect_subscriber(start: int | es.Position) -> None:
+    """Fails."""
+    try:
+        es.Subscriber.connect(URL, start=start)
+    except es.EmbarError as error:
+        show(error)
+
+
+def subscribed_to_killed() -> None:
+    with Child(BROKER) as child:
+        child.expect("ready")
+        sub = es.Subscriber.connect(URL)
+        with es.Publisher.connect(URL) as pub:
+            pub.publish(b"a message")
+            pub.wait_acked()
+            child.kill()
+            with suppress(es.BrokerGone):
+                pub.close()
+        print(f"read {sub.next().count} message")
+        try:
+            sub.next()
+        except es.BrokerGone as error:
+            show(error)
+        sub.close()
+    with es.Broker.create(NAME, replace_dead=True):
+        pass
+
+
+def batch_view_alive() -> None:
+    import numpy as np
+
+    with broker(), es.Subscriber.connect(URL) as sub, es.Publisher.connect(URL) as pub:
+        pub.publish(bytes(64))
+        pub.flush()
+        batch = sub.next(timeout=30)
+        array = batch.array(np.uint8)
+        try:
+            batch.release()
+        except BufferError as error:
+            show(error)
+        del array
+
+
 if __name__ == "__main__":
     failure: Callable[[], None] = globals()[sys.argv[1]]
     failure()
