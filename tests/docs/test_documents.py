@@ -45,6 +45,15 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_of_the_repository_that_a_document_names_are_there(document: Path) -> None:
+    named = re.findall(
+        r"(?<![\w./])(?:tools|config|embar_shm|tests)/[\w./-]*\w", document.read_text()
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
 def test_every_document_can_be_found_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
     for document in DOCUMENTS:
