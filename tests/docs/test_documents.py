@@ -88,14 +88,15 @@ UNITS = [
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
-@pytest.mark.parametrize("unit", UNITS)
-def test_unit_files_are_what_systemd_expects(unit: str, tmp_path: Path) -> None:
-    path = tmp_path / "embar.service"
-    path.write_text(re.sub(r"(?m)^(ExecStart=)\S+", r"\1/bin/true", unit))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert "embar.service" not in done.stderr, done.stderr
+def test_unit_files_are_what_systemd_expects(tmp_path: Path) -> None:
+    assert UNITS
+    paths = [
+        tmp_path / ("embar-shm.service" if "embar-shm broker" in unit else f"other{i}.service")
+        for i, unit in enumerate(UNITS)
+    ]
+    for path, unit in zip(paths, UNITS, strict=True):
+        path.write_text(re.sub(r"(?m)^(ExecStart=)\S+", r"\1/bin/true", unit))
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ours = [line for line in done.stderr.splitlines() if any(p.name in line for p in paths)]
+    assert not ours, done.stderr
