@@ -20,7 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "docs"))
 from doc_blocks import DOCUMENTS, ROOT, sessions
 
 # Modules whose __all__ is the public API.
-PUBLIC = ["embar_shm", "embar_shm.tls", "embar_shm.token", "embar_shm.transports.base"]
+PUBLIC = [
+    "embar_shm",
+    "embar_shm.aio",
+    "embar_shm.testing",
+    "embar_shm.tls",
+    "embar_shm.token",
+    "embar_shm.transports.base",
+]
 _ENVIRON = os.environ | {
     "PYTHONPATH": str(ROOT),
     "MYPYPATH": str(ROOT),

@@ -29,7 +29,7 @@ class Child:
     def __init__(self, program: str, *arguments: object, wrapper: Sequence[str] = ()) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe would fill up; see close()
         self._unread = b""
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [
                 *wrapper,
                 sys.executable,

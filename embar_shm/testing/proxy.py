@@ -51,7 +51,7 @@ class Proxy:
     """
 
     def __init__(self, target: str, cuts: Iterable[Cut | None] = ()) -> None:
-        self.connections = 0
+        self.connections: int = 0
         """How many were accepted."""
         self.cuts_made = 0
         """How many of them were cut as planned."""
