@@ -2,6 +2,9 @@
 #include "bindings.hpp"
 
 NB_MODULE(_core, m) {
+    // What still exists when the interpreter has ended is no leak of ours: pyarrow, for example, then keeps the
+    // buffers that its arrays are made of, and with them a batch.
+    nanobind::set_leak_warnings(false);
     m.doc() = "Native core of embar-shm: ring, broker, publisher, subscriber. Use embar_shm, not this module.";
     embar::bind_segment(m);
     embar::bind_ring(m);
