@@ -23,11 +23,13 @@ from doc_blocks import DOCUMENTS, ROOT, sessions
 PUBLIC = [
     "embar_shm",
     "embar_shm.aio",
+    "embar_shm.arrow",
     "embar_shm.testing",
     "embar_shm.tls",
     "embar_shm.token",
     "embar_shm.transports.base",
 ]
+_UNTYPED = ("pyarrow",)  # come without types: strict would complain about each use of them
 _ENVIRON = os.environ | {
     "PYTHONPATH": str(ROOT),
     "MYPYPATH": str(ROOT),
@@ -44,7 +46,9 @@ def write_blocks(folder: Path) -> None:
             for block in session.blocks:
                 if block.language == "python":
                     stem = str(document.relative_to(ROOT).with_suffix("")).replace("/", "_")
-                    (folder / f"{stem}_{block.line}.py").write_text(block.text)
+                    untyped = any(f"import {name}" in block.text for name in _UNTYPED)
+                    text = f"# pyright: basic\n{block.text}" if untyped else block.text
+                    (folder / f"{stem}_{block.line}.py").write_text(text)
 
 
 def run(*command: str, cwd: Path) -> bool:
