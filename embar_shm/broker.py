@@ -8,13 +8,12 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from embar_shm import _core, lifecycle, signals, transports
 from embar_shm.address import RingName, split_address
+from embar_shm.broker_stats import BrokerStats
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
 from embar_shm.layout import DEFAULT_SUBSCRIBERS, Geometry
@@ -30,41 +29,15 @@ from embar_shm.options import (
     size,
     whole,
 )
-from embar_shm.readers import SubscriberStatus, subscribers
 from embar_shm.segment import Segment
-from embar_shm.subscriber import Subscriber, start_place, subscriber_name
-from embar_shm.transports.base import (
-    Listener,
-    ListenOptions,
-    Position,
-    SubscriberLink,
-    SubscriberOptions,
-)
+from embar_shm.subscriber import OwnSubscriber, Subscriber, start_place, subscriber_name
+from embar_shm.transports.base import Listener, ListenOptions, Position, SubscriberOptions
 from embar_shm.transports.shm import ShmTransport
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["Broker", "BrokerStats"]
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerStats:
-    """Counters of one broker since it was created. Bytes are message bytes, without headers."""
-
-    batches: int
-    messages: int
-    payload_bytes: int
-    duplicated: int  # batches that were accepted before, and dropped
-    out_of_order: int  # batches refused because one before them is missing
-    corrupt: int  # batches refused because their header fails a check
-    in_flight: int  # batches committed or accepted, whose slots are not free yet
-    publishers: int  # rows in the participants table
-    subscribers: tuple[SubscriberStatus, ...]  # who reads, how far, and who holds which slots
-    reaped_publishers: int  # publishers that died without closing
-    reaped_subscribers: int
-    reaped_slots: int  # slots they owned, given back
-    missed_wakeups: int  # sleeps that ran out although there was work: 0 unless somebody was killed
 
 
 class Broker:
@@ -80,7 +53,7 @@ class Broker:
         self._core: _core.BrokerCore | None = core
         self._monitor = segment.monitor()
         self._listeners: list[Listener] = []
-        self._reader: weakref.ref[_OwnSubscriber] | None = None
+        self._reader: weakref.ref[OwnSubscriber] | None = None
         self._serving = threading.Lock()  # held by the thread that is in serve(), or closes
         self._serving_thread: threading.Thread | None = None
         self._closing_thread: threading.Thread | None = None
@@ -275,7 +248,7 @@ class Broker:
         try:
             core.reap()  # nobody else frees the row of the last one
             link = ShmTransport().subscribe(str(self._segment.name), options, core)
-            reader = _OwnSubscriber(link, lambda: self._end_reading(thread))
+            reader = OwnSubscriber(link, lambda: self._end_reading(thread))
         except BaseException:
             self._end_serving()
             raise
@@ -306,22 +279,7 @@ class Broker:
 
     def stats(self) -> BrokerStats:
         """The counters now; costs the broker nothing. Works after `close`, too."""
-        c = self._monitor.control()
-        return BrokerStats(
-            batches=c["batches"],
-            messages=c["messages"],
-            payload_bytes=c["payload_bytes"],
-            duplicated=c["duplicated"],
-            out_of_order=c["out_of_order"],
-            corrupt=c["corrupt"],
-            in_flight=max(c["tail"], c["head"]) - c["released"],
-            publishers=c["attached"],
-            subscribers=subscribers(self._monitor),
-            reaped_publishers=c["reaped_publishers"],
-            reaped_subscribers=c["reaped_subscribers"],
-            reaped_slots=c["reaped_slots"],
-            missed_wakeups=c["missed_wakeups"],
-        )
+        return BrokerStats.of(self._monitor)
 
     def close(self) -> None:
         """Accepts what is committed, tells the publishers, unlinks the segment. Idempotent.
@@ -447,18 +405,3 @@ class Broker:
         error, self._background_error = self._background_error, None
         if error is not None:
             raise error
-
-
-class _OwnSubscriber(Subscriber):
-    """A subscriber whose waits serve its broker."""
-
-    def __init__(self, link: SubscriberLink, on_close: Callable[[], None]) -> None:
-        super().__init__(link)
-        self._on_close = on_close
-
-    def close(self) -> None:
-        if not self._link.is_closed:
-            try:
-                super().close()
-            finally:
-                self._on_close()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from embar_shm.net import SocketCounters
 
-__all__ = ["Subscriber", "start_place", "subscriber_name"]
+__all__ = ["OwnSubscriber", "Subscriber", "start_place", "subscriber_name"]
 
 
 class Subscriber:
@@ -202,6 +202,21 @@ class Subscriber:
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r}, {self.mode}{', closed' * self._link.is_closed}>"
+
+
+class OwnSubscriber(Subscriber):
+    """A subscriber whose waits serve its broker."""
+
+    def __init__(self, link: SubscriberLink, on_close: Callable[[], None]) -> None:
+        super().__init__(link)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        if not self._link.is_closed:
+            try:
+                super().close()
+            finally:
+                self._on_close()
 
 
 def start_place(start: object) -> StartPlace | int | Position:

@@ -274,7 +274,9 @@ def test_a_publisher_of_fixed_sizes_is_refused(
     assert "without message_size" in refused.value.hint
 
 
-@pytest.mark.parametrize("data", [[1], {"x": [1]}, pa.array([1]), None, b"x"], ids=lambda data: type(data).__name__)
+@pytest.mark.parametrize(
+    "data", [[1], {"x": [1]}, pa.array([1]), None, b"x"], ids=lambda data: type(data).__name__
+)
 def test_anything_but_a_table_or_record_batch_is_refused(
     make_broker: Callable[..., es.Broker], connect: Callable[..., es.Publisher], data: object
 ) -> None:
