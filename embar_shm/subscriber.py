@@ -159,7 +159,8 @@ class Subscriber:
         return self._link.sockets()
 
     def close(self) -> None:
-        """Reads no more. Idempotent, does not block.
+        """Reads no more. Idempotent. Over a network it waits, for a second or two at most, until
+        the broker has heard that it need not keep anything; else it does not block.
 
         Batches without a view or array are released. Those with one keep their bytes, and a
         reliable subscriber's hold their slots, until the last view is gone.

@@ -19,7 +19,7 @@ from embar_shm.transports.base import Position, SubscriberLink, SubscriberOption
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["ReadingLink"]
+__all__ = ["ReadingLink", "fitting_name"]
 
 _TICKET = 2  # a start that is neither of START_PLACES
 _MOST = 2**64 - 1
@@ -58,7 +58,7 @@ class ReadingLink(SubscriberLink):
             slots=slots,
             index=row,
             lock_fd=lock_fd,
-            name=_fitting(options.name),
+            name=fitting_name(options.name),
             mode=SUBSCRIBE_MODES[options.mode],
             start=start,
             ticket=ticket,
@@ -134,6 +134,7 @@ def _native_start(options: SubscriberOptions) -> tuple[int, int]:
     return _TICKET, ticket
 
 
-def _fitting(name: str) -> str:
-    """As much of the name as the table has room for."""
-    return name.encode(errors="replace")[:63].decode(errors="ignore")
+def fitting_name(name: str, where: str = "") -> str:
+    """As much of the name as the table has room for, and all of `where` behind it."""
+    room = 63 - len(where.encode())
+    return name.encode(errors="replace")[: max(room, 0)].decode(errors="ignore") + where

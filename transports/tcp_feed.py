@@ -30,12 +30,13 @@ from embar_shm.errors import (
     ProtocolError,
     WaitTimeout,
 )
-from embar_shm.net import SocketCounters
+from embar_shm.net import SocketCounters, parse_endpoint
 from embar_shm.options import WAIT_MODES
 from embar_shm.participants import take_subscriber_row
 from embar_shm.protocol import Kind, State
 from embar_shm.segment import Segment
 from embar_shm.subscribe_frames import Credit, Mode, Start, Subscribe, Subscribed, check_credit
+from embar_shm.transports.reading import fitting_name
 from embar_shm.transports.tcp_remote import LAST_WORDS, Limits, Link
 from embar_shm.transports.tcp_session import read_control
 
@@ -209,11 +210,11 @@ class Feeds:
     def _join(self, link: Link, subscribe: Subscribe) -> _Remote:
         """A place in the log for a new subscriber, or one that was forgotten."""
         try:
-            core = self._admit(subscribe, min(subscribe.start, Start.TICKET))
+            core = self._admit(link, subscribe, min(subscribe.start, Start.TICKET))
         except PositionLost:
             if subscribe.mode is not Mode.LOSSY or subscribe.start is not Start.RESUME:
                 raise
-            core = self._admit(subscribe, Start.EARLIEST)
+            core = self._admit(link, subscribe, Start.EARLIEST)
         remote = _Remote(core, subscribe)
         remote.link = link
         try:
@@ -230,13 +231,13 @@ class Feeds:
             raise
         return remote
 
-    def _admit(self, subscribe: Subscribe, start: int) -> _core.FeedCore:
+    def _admit(self, link: Link, subscribe: Subscribe, start: int) -> _core.FeedCore:
         """Waits for a row of the table, and for the broker to answer."""
         patience = time.monotonic() + self._limits.handshake
         while True:
             with self._lock:
                 try:
-                    core = self._take_row(subscribe, start)
+                    core = self._take_row(link, subscribe, start)
                     break
                 except NotEnoughSpace:
                     if time.monotonic() >= patience:
@@ -251,13 +252,14 @@ class Feeds:
             raise
         return core
 
-    def _take_row(self, subscribe: Subscribe, start: int) -> _core.FeedCore:
+    def _take_row(self, link: Link, subscribe: Subscribe, start: int) -> _core.FeedCore:
         segment = self._segment
+        host, _ = parse_endpoint(link.stream.peer.removeprefix("tcp://"))
         return _core.FeedCore(
             segment.memory,
             take_subscriber_row(segment, patience=0),
             segment.lock_fd,
-            subscribe.name,
+            fitting_name(subscribe.name, f" on {host}"),  # the row has the pid of the broker
             subscribe.mode is Mode.LOSSY,
             start,
             subscribe.ticket,

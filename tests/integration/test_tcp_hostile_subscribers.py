@@ -414,6 +414,14 @@ def test_many_subscribers_that_say_nothing_do_not_keep_a_broker_from_closing(
         assert not broker.threads
 
 
+def test_a_subscriber_is_called_by_its_name_and_host(listen: Listen) -> None:
+    broker = listen()
+    with broker.peer() as peer:
+        peer.subscribe(replace(SUBSCRIBE, name="x" * 64))
+        (status,) = broker.broker.stats().subscribers
+        assert status.name == "x" * (63 - len(" on 127.0.0.1")) + " on 127.0.0.1"
+
+
 def test_headers_have_their_ticket_and_a_check_that_fits(listen: Listen) -> None:
     broker = listen()
     publish(broker, b"zero")

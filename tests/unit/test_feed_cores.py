@@ -1,0 +1,294 @@
+"""The native ends of a batch's way to a distant subscriber, without a network in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from wire import batch_header
+
+import embar_shm as es
+from embar_shm import _core
+from embar_shm.batch_header import Delivery
+from embar_shm.participants import take_subscriber_row
+from embar_shm.private_ring import PrivateRing
+from embar_shm.segment import Segment
+from embar_shm.testing import wait_until
+
+SLOTS = 4
+RELIABLE, LOSSY, LATEST = False, True, 0
+
+
+class Inbox:
+    """A private ring, what brings batches into it, and what reads them."""
+
+    def __init__(self, first: int = 0, *, reliable: bool = True) -> None:
+        self.ring = PrivateRing("tcp://b:1", SLOTS, 4096)
+        self.intake = _core.IntakeCore(self.ring, self.ring.memory, reliable, first)
+        self.reader = _core.SubscriberCore(
+            context=self.ring,
+            buffer=self.ring.memory,
+            slots=None,
+            index=0,
+            lock_fd=-1,
+            name="reads",
+            mode=0,
+            start=0,
+            ticket=0,
+            sole=True,
+            wait_mode=2,
+            spin_us=0,
+            cpus=1,
+            timeout=30,
+            broker=None,
+            on_left=lambda: None,
+        )
+
+    def arrive(self, *tickets: int) -> None:
+        for ticket in tickets:
+            place = self.intake.claim()
+            assert place is not None
+            self.ring.memory[place : place + 64] = bytes([ticket]) * 64
+            self.intake.commit(batch_header(1 + ticket, 64, ticket=ticket, committed_ns=5))
+
+
+# --- the intake -----------------------------------------------------------------------------------
+
+
+def test_what_arrives_is_read_as_it_was_sent() -> None:
+    inbox = Inbox(first=7)
+    assert inbox.intake.connect() == SLOTS
+    inbox.arrive(7, 9)  # 8 was refused by the broker
+    for ticket in (7, 9):
+        batch = inbox.reader.next(timeout=0)
+        assert (batch.ticket, batch.copy()) == (ticket, bytes([ticket]) * 64)
+        assert batch.committed_ns == 5, "the time of the machine that published it"
+    assert inbox.intake.next_ticket == 10
+
+
+def test_no_more_is_taken_than_there_are_slots() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0, 1, 2, 3)
+    assert inbox.intake.claim() is None
+    inbox.reader.next(timeout=0).release()
+    assert inbox.intake.claim() is not None
+    inbox.intake.give_back()
+
+
+def test_each_batch_that_arrives_is_told_with_the_slots_that_are_free() -> None:
+    inbox = Inbox(first=7)
+    assert inbox.intake.connect() == SLOTS
+    assert inbox.intake.next_credit(True) is None, "nothing has happened"
+    inbox.arrive(7)
+    assert inbox.intake.next_credit(True) == (8, SLOTS)
+    assert inbox.intake.next_credit(True) is None, "it was told"
+    inbox.reader.next(timeout=0).release()
+    inbox.arrive(8)
+    assert inbox.intake.next_credit(True) == (9, SLOTS + 1)
+
+
+def test_a_slot_that_comes_free_is_told_by_itself_only_when_the_broker_has_few_left() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0)
+    assert inbox.intake.next_credit(True) == (1, SLOTS)
+    inbox.reader.next(timeout=0).release()
+    assert inbox.intake.next_credit(False) is None, "three are left: it can wait"
+    inbox.arrive(1, 2)
+    assert inbox.intake.next_credit(True) == (3, SLOTS + 1)
+    inbox.reader.next(timeout=0).release()
+    assert inbox.intake.wait_credit()
+    assert inbox.intake.next_credit(False) == (3, SLOTS + 2)
+
+
+def test_a_wait_for_a_credit_ends_with_the_next_slot_that_comes_free() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0, 1, 2, 3)
+    inbox.intake.next_credit(True)
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(inbox.intake.wait_credit()))
+    waiting.start()
+    inbox.reader.next(timeout=0).release()
+    waiting.join()
+    assert found == [True]
+    assert inbox.intake.next_credit(False) == (4, SLOTS + 1)
+
+
+def test_slots_come_free_in_the_order_of_tickets() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0, 1)
+    first, second = inbox.reader.next(timeout=0), inbox.reader.next(timeout=0)
+    second.release()
+    assert inbox.intake.next_credit(True) == (2, SLOTS)
+    first.release()
+    inbox.arrive(2)
+    assert inbox.intake.next_credit(True) == (3, SLOTS + 2)
+
+
+def test_without_a_connection_nothing_is_told_and_nobody_waits() -> None:
+    inbox = Inbox()
+    assert not inbox.intake.wait_credit()
+    inbox.intake.connect()
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(inbox.intake.wait_credit()))
+    waiting.start()
+    inbox.arrive(0)
+    inbox.intake.disconnect()
+    waiting.join()
+    assert found == [False]
+    assert inbox.intake.next_credit(True) is None
+
+
+def test_the_credit_of_the_next_connection_is_for_the_slots_that_are_free() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0, 1, 2)
+    inbox.intake.disconnect()
+    inbox.reader.next(timeout=0).release()
+    assert inbox.intake.connect() == 2
+    inbox.arrive(3)
+    assert inbox.intake.next_credit(True) == (4, 2), "counted from its beginning"
+
+
+# --- the feed -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def feed(make_broker: Callable[..., es.Broker]) -> Iterator[Callable[..., _core.FeedCore]]:
+    """Makes feeds of one broker that serves; `feed.broker`."""
+    broker = make_broker(slots=4, slot_size=4096).start()
+    segment = Segment.attach(broker.segment.name)  # locks of its own, as a listener has
+    made: list[_core.FeedCore] = []
+
+    def make(lossy: bool = RELIABLE) -> _core.FeedCore:
+        row = take_subscriber_row(segment)
+        core = _core.FeedCore(
+            segment.memory, row, segment.lock_fd, "fed", lossy, LATEST, 0, 2, 0.0, 1
+        )
+        made.append(core)
+        assert core.join(30) == "yes"
+        return core
+
+    make.broker = broker  # type: ignore[attr-defined]
+    yield make
+    for core in made:
+        core.close()
+    segment.close()
+
+
+def publish(feed: Callable[..., _core.FeedCore], count: int) -> None:
+    with es.Publisher.connect(feed.broker.address, in_flight=4) as pub:  # type: ignore[attr-defined]
+        for _ in range(count):
+            pub.publish(b"x")
+            pub.flush()
+        pub.wait_acked(30)
+
+
+def tickets(core: _core.FeedCore, count: int) -> list[int]:
+    return [core.next()[1] for _ in range(count)]
+
+
+def test_what_is_not_received_is_sent_again_to_the_next_connection(
+    feed: Callable[..., _core.FeedCore],
+) -> None:
+    core = feed()
+    assert core.resume(0, 10)
+    publish(feed, 3)
+    assert tickets(core, 3) == [0, 1, 2]
+    assert core.credit(1, 10)
+    assert core.known() == (1, 10, 3, 3)
+    assert core.resume(2, 1)  # it has received more than it could say
+    assert tickets(core, 1) == [2]
+    assert core.known() == (2, 1, 1, 3)
+
+
+def test_what_is_not_received_keeps_its_slot(feed: Callable[..., _core.FeedCore]) -> None:
+    core = feed()
+    assert core.resume(0, 10)
+    publish(feed, 3)
+    assert tickets(core, 3) == [0, 1, 2]
+    stats = feed.broker.stats  # type: ignore[attr-defined]
+    assert stats().in_flight == 3
+    assert core.credit(3, 10)
+    wait_until(lambda: stats().in_flight == 0, "all slots come free")
+
+
+def test_what_a_lossy_subscriber_is_sent_keeps_no_slot(
+    feed: Callable[..., _core.FeedCore],
+) -> None:
+    core = feed(LOSSY)
+    assert core.resume(0, 100)
+    publish(feed, 20)
+    expected = 0
+    while expected < 20:
+        _, ticket, header, _ = core.next()
+        assert header is not None
+        gap = Delivery.unpack(header).gap
+        assert ticket == expected + gap
+        expected = ticket + 1
+    assert core.known()[2] < 20, "some were overwritten"
+
+
+@pytest.mark.parametrize(
+    ("received", "granted"),
+    [(0, 10), (4, 10), (2, 9), (2, 2 + 4096 + 2), (2**64 - 1, 10), (2, 2**64 - 1)],
+)
+def test_a_credit_that_cannot_be_changes_nothing(
+    feed: Callable[..., _core.FeedCore], received: int, granted: int
+) -> None:
+    core = feed()
+    assert core.resume(0, 10)
+    publish(feed, 3)
+    tickets(core, 3)
+    assert core.credit(1, 10)
+    known = core.known()
+    assert not core.credit(received, granted)
+    assert core.known() == known
+
+
+@pytest.mark.parametrize("ticket", [0, 4, 2**64 - 1])
+def test_a_resume_that_cannot_be_changes_nothing(
+    feed: Callable[..., _core.FeedCore], ticket: int
+) -> None:
+    core = feed()
+    assert core.resume(0, 10)
+    publish(feed, 3)
+    tickets(core, 3)
+    assert core.credit(1, 10)
+    known = core.known()
+    assert not core.resume(ticket, 10)
+    assert core.known() == known
+
+
+def test_an_interrupt_ends_a_wait_until_the_next_connection(
+    feed: Callable[..., _core.FeedCore],
+) -> None:
+    core = feed()
+    assert core.resume(0, 1)
+    found: list[str] = []
+    waiting = threading.Thread(target=lambda: found.append(core.next()[0]))
+    waiting.start()
+    core.interrupt()
+    waiting.join()
+    assert found == ["interrupted"]
+    assert core.next()[0] == "interrupted"
+    assert core.resume(0, 1)
+    publish(feed, 2)
+    assert core.next()[0] == "batch"
+    without_credit = threading.Thread(target=lambda: found.append(core.next()[0]))
+    without_credit.start()
+    core.interrupt()
+    without_credit.join()
+    assert found == ["interrupted", "interrupted"]
+
+
+def test_the_end_comes_after_everything_was_sent(feed: Callable[..., _core.FeedCore]) -> None:
+    core = feed()
+    assert core.resume(0, 10)
+    publish(feed, 2)
+    feed.broker._open_core().retire()  # type: ignore[attr-defined]
+    assert [core.next()[0] for _ in range(3)] == ["batch", "batch", "end"]
