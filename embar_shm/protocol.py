@@ -155,6 +155,8 @@ TRANSITIONS: Final[dict[tuple[State, Role, Kind], State]] = {
     (State.ASKED_CHALLENGED, Role.SUBSCRIBER, Kind.PROOF): State.ASKED_PROVED,
     (State.ASKED, Role.BROKER, Kind.SUBSCRIBED): State.STREAMING,
     (State.ASKED_PROVED, Role.BROKER, Kind.SUBSCRIBED): State.STREAMING,
+    (State.ASKED, Role.BROKER, Kind.GOODBYE): State.CLOSED,  # it only wanted to leave
+    (State.ASKED_PROVED, Role.BROKER, Kind.GOODBYE): State.CLOSED,
     (State.STREAMING, Role.BROKER, Kind.DATA): State.STREAMING,
     (State.STREAMING, Role.SUBSCRIBER, Kind.CREDIT): State.STREAMING,
     (State.STREAMING, Role.SUBSCRIBER, Kind.GOODBYE): State.PARTING,

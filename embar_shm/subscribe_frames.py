@@ -53,6 +53,7 @@ class Start(enum.IntEnum):
     TICKET = 2  # with this ticket of whatever log it is
     POSITION = 3  # with this ticket of this log
     RESUME = 4  # the same, where an earlier connection of this subscriber has ended
+    LEAVE = 5  # nowhere: its goodbye on an earlier connection was not answered
 
 
 @dataclass(frozen=True, slots=True)

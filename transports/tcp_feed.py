@@ -92,6 +92,10 @@ class Feeds:
         with self._lock:
             self._links.add(link)
         try:
+            if subscribe.start is Start.LEAVE:
+                self._let_go(subscribe)
+                link.say(Kind.GOODBYE)
+                return
             remote = self._take_over(link, subscribe)
             said_goodbye = False
             try:
@@ -115,6 +119,20 @@ class Feeds:
                 remote.gone_since = time.monotonic()
                 if said_goodbye or not remote.reliable:
                     self._forget(remote)
+
+    def _let_go(self, subscribe: Subscribe) -> None:
+        """Of a subscriber whose goodbye was lost, or the answer to it."""
+        with self._lock:
+            remote = self._kept.get((subscribe.subscriber_id, subscribe.incarnation))
+            if remote is None:
+                return
+            older, remote.link = remote.link, None
+            if older is not None:
+                older.stream.shutdown()
+                remote.core.interrupt()
+        with remote.turn, self._lock:
+            if remote in self._remotes:
+                self._forget(remote)
 
     def drain(self) -> None:
         """After the broker's end: waits for subscribers that still get on to come to the end, too.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from embar_shm import protocol
 from embar_shm.errors import AccessDenied, ConnectionLost, EmbarError, ProtocolError
 from embar_shm.net import Stream, format_endpoint, open_socket
 from embar_shm.protocol import Connection, Hello, Kind, Role, Welcome
-from embar_shm.subscribe_frames import Subscribe, Subscribed
+from embar_shm.subscribe_frames import Start, Subscribe, Subscribed
 from embar_shm.tls import TlsStream
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attempt",
+    "Farewell",
     "PublisherSession",
     "Session",
     "SubscriberSession",
@@ -149,6 +150,18 @@ class SubscriberSession(Session):
 
     def _understand(self, answer: bytes) -> None:
         self.subscribed = Subscribed.unpack(answer)
+
+
+class Farewell(Session):
+    """Of a subscriber that only wants to be forgotten: it is over when this is opened."""
+
+    def __init__(self, attempt: Attempt, subscribe: Subscribe) -> None:
+        leave = replace(subscribe, start=Start.LEAVE)
+        super().__init__(attempt, Role.SUBSCRIBER, Kind.SUBSCRIBE, leave.pack())
+        self.stream.close()
+
+    def _understand(self, answer: bytes) -> None:
+        """Whatever it is: no row is kept."""
 
 
 def read_control(

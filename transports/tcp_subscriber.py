@@ -35,7 +35,12 @@ from embar_shm.subscribe_frames import Credit, Mode, Start, Subscribe
 from embar_shm.tls import check_context
 from embar_shm.transports.base import Position, SubscriberOptions
 from embar_shm.transports.reading import ReadingLink
-from embar_shm.transports.tcp_session import Attempt, SubscriberSession, read_among_batches
+from embar_shm.transports.tcp_session import (
+    Attempt,
+    Farewell,
+    SubscriberSession,
+    read_among_batches,
+)
 
 __all__ = ["TcpSubscriberLink"]
 
@@ -348,17 +353,12 @@ class TcpSubscriberLink(ReadingLink):
         give_up = time.monotonic() + self._patience
         while (left := give_up - time.monotonic()) > 0:
             try:
-                session = SubscriberSession(self._attempt(left), self._introduce())
+                Farewell(self._attempt(left), self._subscribe)
+                return
             except _PASSING:
                 time.sleep(min(_FIRST_PAUSE, left))
-                continue
             except EmbarError:
-                return  # it is forgotten already, or that is another broker
-            with suppress(EmbarError):
-                session.stream.write(session.protocol.send(Kind.GOODBYE))
-                session.stream.finish(self._patience)
-            session.stream.close()
-            return
+                return  # that is another broker
 
     def hurry(self) -> None:
         self._patience = _LAST_WORDS / 4

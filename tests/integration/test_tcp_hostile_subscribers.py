@@ -286,6 +286,24 @@ def test_an_introduction_that_is_repeated_gets_what_was_not_received(listen: Lis
         new.wait_for_end()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_who_only_wants_to_leave_is_answered_and_keeps_no_place(
+    listen: Listen, known: bool
+) -> None:
+    broker = listen(Limits())
+    with ExitStack() as stack:
+        if known:
+            old = stack.enter_context(broker.peer())
+            old.subscribe()
+            publish(broker, b"zero")
+            old.delivery()
+        peer = stack.enter_context(broker.peer())
+        peer.say(Kind.SUBSCRIBE, replace(SUBSCRIBE, start=Start.LEAVE).pack())
+        assert peer.frame() == (Kind.GOODBYE, b"")
+        assert peer.wait_for_end() == b""
+    wait_until(lambda: rows(broker) == 0, "no row is taken")
+
+
 @pytest.mark.parametrize("ticket", [0, 3, 2**64 - 1], ids=["again", "never sent", "far beyond"])
 def test_a_resume_that_cannot_be_is_refused(listen: Listen, ticket: int) -> None:
     broker = listen(replace(FORGETFUL, forget_after=0.5))

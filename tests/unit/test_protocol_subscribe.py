@@ -98,7 +98,7 @@ def test_a_name_that_is_no_text_can_be_shown() -> None:
     [
         ("features", 4, "features 0x4"),
         ("mode", 2, "mode 2 and start 0"),
-        ("start", 5, "mode 0 and start 5"),
+        ("start", 6, "mode 0 and start 6"),
         ("credit", MAX_CREDIT + 1, f"{MAX_CREDIT} batches on their way, not {MAX_CREDIT + 1}"),
         ("credit", 2**32 - 1, f"not {2**32 - 1}"),
     ],
