@@ -176,6 +176,7 @@ class RingLink(PublisherLink):
 
         Raises `BufferError` while a view of that is alive, and why messages cannot be committed.
         """
+        self._core.blocking = True  # it may wait for a commit in the background
         self._core.drop_reservation()
         if self._core.open_messages:
             if (peer := self._core.peer) != "ok":

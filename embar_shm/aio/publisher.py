@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from types import TracebackType
@@ -13,7 +14,7 @@ import numpy as np
 import embar_shm.publisher as blocking
 from embar_shm.aio.connecting import connected
 from embar_shm.aio.threads import in_thread
-from embar_shm.aio.waits import NEWS, Turns, Waits, Wish
+from embar_shm.aio.waits import NEWS, Order, Turns, Waits, Wish
 from embar_shm.errors import ClosedError, PeerError, WaitTimeout
 from embar_shm.options import CopyMode, WaitMode, number
 from embar_shm.transports.base import PublisherStats, WouldWait
@@ -69,7 +70,7 @@ class Publisher:
         self._timeout = timeout
         self._is_closed = False
         self._turns = Turns()
-        self._order = asyncio.Lock()  # held by the task that publishes, while it has to wait
+        self._order = Order()  # held by the task that publishes, while it has to wait
 
         def wait(wish: Wish) -> bool:
             return publisher._link.wait(wish.news, wish.seq, None)
@@ -94,12 +95,19 @@ class Publisher:
         Cancelled, or when it raises, no part of the message is in a batch. Its bytes must not
         change until it returns. Raises like `embar_shm.Publisher.publish`.
         """
-        self._check()
+        if get_running_loop() is not self._waits.loop or self._is_closed:
+            self._check()
         size = len(message) if type(message) is bytes else _size(message)
+        if size <= _PIECE and not self._order.locked() and not self._turns.is_over():
+            try:
+                return self._publisher.publish(message)
+            except WouldWait:
+                pass
         if size > _PIECE and (array := _plain(message)) is not None:
             await self._publish_large(message, _bytes_of(array))
         else:
             await self._soon(self._publisher.publish, message)
+        return None
 
     async def _publish_large(self, message: Message, source: NDArray[np.uint8]) -> None:
         fixed = self._link.message_size
@@ -231,7 +239,6 @@ class Publisher:
         """
         self._is_closed = True
         self._waits.wake_all()
-        self._link.blocking = True  # in the thread it may wait
         await in_thread(self._publisher.close)
 
     async def __aenter__(self) -> Self:
@@ -287,6 +294,8 @@ class Publisher:
         loop = self._waits.loop
         begin = loop.time()
         done = False
+        if self._link.is_closed:
+            call()  # raises; in a forked child nobody would let it have its turn
         try:
             async with asyncio.timeout(self._timeout) as limit:
                 await self._order.acquire()

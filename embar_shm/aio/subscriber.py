@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 import embar_shm.subscriber as blocking
 from embar_shm.aio.connecting import connected
 from embar_shm.aio.threads import in_thread
-from embar_shm.aio.waits import NEWS, Turns, Waits
+from embar_shm.aio.waits import NEWS, Order, Turns, Waits
 from embar_shm.errors import EndOfLog
 from embar_shm.options import StartPlace, SubscribeMode, WaitMode, number
 from embar_shm.transports.base import Position, SubscriberStats
@@ -43,7 +43,8 @@ class Subscriber:
     """A reader of one broker's log, in an event loop. An async context manager and iterator.
 
     What it reads, and what its errors mean, is as for `embar_shm.Subscriber`. Several tasks may
-    call `next`: each batch goes to one of them. After a fork the child's copy raises `ClosedError`.
+    call `next`: each batch goes to one of them, in the order in which they wait.
+    After a fork the child's copy raises `ClosedError`.
     """
 
     def __init__(self, subscriber: blocking.Subscriber, timeout: float | None) -> None:
@@ -52,6 +53,7 @@ class Subscriber:
         self._link = subscriber._link
         self._timeout = timeout
         self._turns = Turns()
+        self._order = Order()  # held by the task that waits
         self._waits = Waits(lambda _: subscriber.wait(None), subscriber.interrupt)
 
     @classmethod
@@ -77,7 +79,8 @@ class Subscriber:
         self._waits.check_loop(f"subscriber {self.name!r}")
         if self._turns.is_over():
             await self._turns.pass_on()
-        if (batch := self._subscriber.poll()) is not None:
+        is_my_turn = not self._order.locked() or self._link.is_closed  # which raises
+        if is_my_turn and (batch := self._subscriber.poll()) is not None:
             return batch
         seconds = self._timeout if timeout is ... else timeout
         return await self._wait_for_next(None if seconds is None else number("timeout", seconds))
@@ -85,17 +88,16 @@ class Subscriber:
     async def _wait_for_next(self, timeout: float | None) -> Batch:
         begin = self._waits.loop.time()
         try:
-            async with asyncio.timeout(timeout) as limit:
-                while True:
+            async with asyncio.timeout(timeout) as limit, self._order:
+                while (batch := self._subscriber.poll()) is None:
                     await self._waits.until(NEWS)
                     self._turns.begin()
-                    if (batch := self._subscriber.poll()) is not None:
-                        return batch
+                return batch
         except TimeoutError:
             if not limit.expired():
                 raise
-            if (batch := self._subscriber.poll()) is not None:  # it came at the last moment
-                return batch
+            if not self._order.locked() and (batch := self._subscriber.poll()) is not None:
+                return batch  # it came at the last moment
             waited = self._waits.loop.time() - begin
             raise self._link.timed_out(waited) from None
 

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = ["THREADS", "Threads", "Work", "in_thread"]
@@ -115,34 +116,64 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], object] | None
     in a thread, too; what it raises goes to the loop's exception handler unless there is one.
     """
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    over: asyncio.Future[None] = loop.create_future()
+    lock = threading.Lock()  # of the next two: whoever comes second takes care of the outcome
+    outcome: Callable[[], T] | None = None  # returns it, or raises it
+    is_abandoned = False
 
-    def wait() -> tuple[T | None, BaseException | None]:
+    def wait() -> bool:
+        nonlocal outcome
+        found = _outcome_of(call)
+        with lock:
+            if not is_abandoned:
+                outcome = found
+                return True
+        give_away(found)
+        return False
+
+    def wake() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def tell(is_wanted: bool) -> None:
+        if is_wanted:
+            with suppress(RuntimeError):  # the loop is closed: it gives the outcome away below
+                loop.call_soon_threadsafe(wake)
+
+    def give_away(late: Callable[[], T]) -> None:
         try:
-            return call(), None
-        except BaseException as error:  # it is raised where it is awaited
-            return None, error
-
-    def give_away(result: Any, error: BaseException | None) -> None:
-        if error is None and discard is not None:
-            THREADS.run(Work(lambda: discard(result), lambda _: None, None))
-        elif error is not None and discard is None and not loop.is_closed():
-            what = f"{call} failed after its task was cancelled"
-            loop.call_exception_handler({"message": what, "exception": error})
-
-    def arrive(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            give_away(result, error)
-        elif error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def tell(outcome: tuple[T | None, BaseException | None]) -> None:
-        try:
-            loop.call_soon_threadsafe(arrive, *outcome)
-        except RuntimeError:  # the loop is closed
-            give_away(*outcome)
+            result = late()
+            if discard is not None:
+                discard(result)
+        except Exception as error:
+            if discard is None:  # else it failed to give what nobody wants
+                what = f"{call} failed after its task was cancelled"
+                context = {"message": what, "exception": error}
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(loop.call_exception_handler, context)
 
     THREADS.run(Work(wait, tell, None))
-    return await future
+    try:
+        await over
+    except BaseException:  # cancelled, or forgotten with its loop
+        with lock:
+            is_abandoned, late = True, outcome
+        if late is not None:
+            THREADS.run(Work(lambda: give_away(late), lambda _: None, None))
+        raise
+    if outcome is None:
+        raise RuntimeError("told of an outcome that is not there")
+    return outcome()
+
+
+def _outcome_of(call: Callable[[], T]) -> Callable[[], T]:
+    try:
+        result = call()
+    except BaseException as error:  # it is raised where it is awaited
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from embar_shm.aio.threads import THREADS, Work
 from embar_shm.errors import EmbarError, MisuseError
 
-__all__ = ["NEWS", "Turns", "Waits", "Wish"]
+__all__ = ["NEWS", "Order", "Turns", "Waits", "Wish"]
 
 NEWS: Final = 0  # a batch to read, or a slot to write; a number from 1: that batch is in the log
 _LONGEST_TURN = 200_000  # ns
@@ -124,14 +124,36 @@ class Waits:
             accepted = self._accepted()
             woken = [future for future, what in self._waiting.items() if what <= accepted]
             self._wake(woken or list(self._waiting))  # if it is for none, it is an error for all
-        if self._waiting:
+        if not self._waiting:
+            return
+        try:
             self._begin()
+        except RuntimeError as error:  # no thread can be started
+            for future in self._waiting:
+                if not future.done():
+                    future.set_exception(error)
+            self._waiting.clear()
 
     def _wake(self, futures: list[asyncio.Future[None]]) -> None:
         for future in futures:
             del self._waiting[future]
             if not future.done():
                 future.set_result(None)
+
+
+class Order(asyncio.Lock):
+    """Tasks that have to wait for one another, in the order in which they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop_of_tasks = asyncio.get_running_loop()
+
+    def release(self) -> None:
+        try:
+            super().release()
+        except RuntimeError:  # nobody can be next in a loop that is closed
+            if not self._loop_of_tasks.is_closed():
+                raise
 
 
 class Turns:

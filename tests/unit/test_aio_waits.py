@@ -181,6 +181,28 @@ def test_the_last_one_to_be_cancelled_ends_the_wait() -> None:
     asyncio.run(main())
 
 
+def test_a_machine_without_threads_left_is_told_to_everybody_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_thread(work: Work) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        source = Source()
+        waits = source.waits()
+        first, second = (asyncio.create_task(waits.until(seq)) for seq in (1, 2))
+        await source.next_wish()
+        monkeypatch.setattr(threads.THREADS, "run", no_thread)
+        source.accepted = 1
+        source.tell()
+        await first
+        for task in (second, asyncio.create_task(waits.until(3))):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await task
+
+    asyncio.run(main())
+
+
 def test_an_object_of_another_loop_is_refused() -> None:
     async def make() -> Waits:
         return Source().waits()
@@ -278,6 +300,28 @@ def test_what_a_cancelled_call_returns_later_is_discarded_and_not_lost() -> None
             await asyncio.sleep(0.001)
 
     asyncio.run(main())
+
+
+def test_what_a_call_returns_just_when_its_task_is_cancelled_is_discarded() -> None:
+    discarded: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    async def main() -> None:
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+        def call() -> str:
+            loop.call_soon_threadsafe(told.set)
+            return "result"
+
+        task = asyncio.create_task(in_thread(call, discarded.put))
+        await told.wait()
+        while not task._fut_waiter.done():  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        task.cancel()  # it would go on with the result in the next turn
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert discarded.get(timeout=30) == "result"
 
 
 def test_what_a_call_returns_after_its_loop_was_closed_is_discarded() -> None:
