@@ -149,7 +149,7 @@ class Publisher:
         try:
             await self._in_order(append, lambda: sent)
         except BaseException as error:
-            error.appended = sent  # type: ignore[attr-defined]
+            error.__dict__["appended"] = sent
             raise
         return None
 
@@ -204,9 +204,9 @@ class Publisher:
             seq = await self.flush()
         with suppress(WouldWait):
             return self._publisher.wait_acked(seq=seq)
-        begin = self._waits.loop.time()
+        begin, limit = self._waits.loop.time(), asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 while True:
                     await self._waits.until(seq)
                     self._turns.begin()
@@ -292,12 +292,12 @@ class Publisher:
         keep_order: do not let others publish when it returns.
         """
         loop = self._waits.loop
-        begin = loop.time()
+        begin, limit = loop.time(), asyncio.timeout(self._timeout)
         done = False
         if self._link.is_closed:
             call()  # raises; in a forked child nobody would let it have its turn
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with limit:
                 await self._order.acquire()
                 try:
                     while True:

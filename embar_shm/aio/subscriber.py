@@ -86,9 +86,9 @@ class Subscriber:
         return await self._wait_for_next(None if seconds is None else number("timeout", seconds))
 
     async def _wait_for_next(self, timeout: float | None) -> Batch:
-        begin = self._waits.loop.time()
+        begin, limit = self._waits.loop.time(), asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit, self._order:
+            async with limit, self._order:
                 while (batch := self._subscriber.poll()) is None:
                     await self._waits.until(NEWS)
                     self._turns.begin()
