@@ -3,12 +3,16 @@
 //   publishers   four publishers, one verifying broker: nothing lost, doubled, reordered or damaged
 //   linger       the same; batches that stay open must be committed by the linger threads
 //   serve        the same publishers against Broker::serve(), which is then stopped
+//   readers      with reliable subscribers that come and go: each ticket exactly once and in order, its bytes unchanged
+//                until it is passed; without ThreadSanitizer some die, too
+//   lossy        the same beside lossy ones: what they read is whole, and what they miss is told
 //   commit       litmus: two commits and a release race for a ring of one or two slots, step by step
 //   waiting      a publisher that waits for its quota, and then for a slot, tells so
 //   eventcount   ping-pong between sleepers: a wake-up that is lost is counted, and is a failure
 //
 // usage: ring_stress MODE SECONDS. Works for about so long; a hang ends at the deadline with the ring's state.
 // Random numbers are xorshift: libc's random() takes a lock, which hides races.
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <cstdarg>
@@ -22,6 +26,7 @@
 
 #include "broker.hpp"
 #include "publisher.hpp"
+#include "subscriber.hpp"
 
 namespace {
 
@@ -54,6 +59,11 @@ const Ring* watched = nullptr;           // whose state is dumped
                          row.committed_seq.load(), row.accepted_seq.load(), row.released_batches.load(),
                          row.sleeping.load(), row.wants_any_slot.load());
         }
+        for (u32 i = 0; i < watched->geometry().max_subscribers; ++i) {
+            const SubscriberEntry& row = watched->subscriber(i);
+            std::fprintf(stderr, "subscriber %u: state %u mode %u cursor %lu next %lu\n", i, row.state.load(),
+                         row.mode.load(), row.cursor.load(), row.next.load());
+        }
     }
     std::fflush(stderr);
     std::_Exit(1);
@@ -81,10 +91,19 @@ struct Xorshift {
 
 constexpr unsigned char kGuard = 0xa5;
 
+// What a dead subscriber has read is ordered before its slot's next use by the kernel alone, through its lock:
+// ThreadSanitizer does not know these, and would call it a race.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kDeaths = false;
+#else
+constexpr bool kDeaths = true;
+#endif
+
 // An empty ring in anonymous memory, its slots full of guard bytes.
 class Arena {
 public:
-    Arena(u32 slots, u64 slot_bytes, u32 publishers) : geometry_(Geometry::plan(slots, slot_bytes, publishers, 1)) {
+    Arena(u32 slots, u64 slot_bytes, u32 publishers, u32 subscribers = 1)
+        : geometry_(Geometry::plan(slots, slot_bytes, publishers, subscribers)) {
         base_ = mmap(nullptr, geometry_.total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (base_ == MAP_FAILED) fail("mmap: %s", std::strerror(errno));
         Ring::format(base_, geometry_, "stress/0", "no boot", 0);
@@ -340,6 +359,246 @@ void stress(u64 seconds, u64 linger_ns, bool serve) {
                 batches / ring.geometry().tickets, late);
 }
 
+// --- subscribers that come, go and die -------------------------------------------------------------------
+
+constexpr u32 kReaders = 4;  // rows of the table, and threads
+
+// Open file descriptions of one file, for liveness locks.
+class Locks {
+public:
+    Locks() : file_(memfd_create("locks", MFD_CLOEXEC)) {
+        if (file_ < 0) fail("memfd_create: %s", std::strerror(errno));
+    }
+    ~Locks() { close(file_); }
+    Locks(const Locks&) = delete;
+    Locks& operator=(const Locks&) = delete;
+    int another() const {
+        char path[64];
+        std::snprintf(path, sizeof path, "/proc/self/fd/%d", file_);
+        const int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0) fail("open %s: %s", path, std::strerror(errno));
+        return fd;
+    }
+
+private:
+    int file_;
+};
+
+// What a subscriber knows of the log: each batch follows the one before.
+class Witness {
+public:
+    explicit Witness(u64 begin) : next_(begin) {}
+
+    void saw(const Subscriber::View& v, bool lossy) {
+        if (v.ticket != next_ + v.gap) fail("ticket %lu with a gap of %lu after %lu", v.ticket, v.gap, next_);
+        if (v.gap && !lossy) fail("a gap of %lu before ticket %lu", v.gap, v.ticket);
+        next_ = v.ticket + 1;
+        u64& last = seqs_[v.header.publisher_id - 100];
+        if (lossy ? v.header.seq <= last : last && v.header.seq != last + 1)
+            fail("publisher %lu: batch %lu after %lu", v.header.publisher_id, v.header.seq, last);
+        last = v.header.seq;
+    }
+    u64 next() const noexcept { return next_; }
+
+    // The messages of a batch follow each other, and each is whole.
+    static void verify(const Subscriber::View& v) {
+        const auto* bytes = reinterpret_cast<const unsigned char*>(v.body);
+        u64 at = 0, number = 0;
+        for (u32 i = 0; i < v.header.messages; ++i) {
+            u64 size = v.header.message_size;
+            if (v.header.format == static_cast<u16>(Format::Variable)) {
+                u32 length;
+                std::memcpy(&length, bytes + at, sizeof length);
+                size = length;
+                at += kFrameHeader;
+            }
+            if (size < sizeof(Message) || size > kLargest || at + size > v.header.body_bytes)
+                fail("ticket %lu: a message of %lu bytes at %lu", v.ticket, size, at);
+            Message m;
+            std::memcpy(&m, bytes + at, sizeof m);
+            if (i && m.number != number + 1) fail("ticket %lu: message %lu after %lu", v.ticket, m.number, number);
+            number = m.number;
+            verify_message(bytes + at, v.header.publisher_id, number, size);
+            at += v.header.message_size ? size : framed_size(size) - kFrameHeader;
+        }
+        if (at != v.header.body_bytes) fail("ticket %lu: %lu of %lu bytes", v.ticket, at, v.header.body_bytes);
+    }
+
+private:
+    u64 next_;
+    u64 seqs_[kPublishers] = {};
+};
+
+enum class Fate { Ended, Left, Died };
+
+bool has_stopped(const Ring& ring) { return ring.control().state.load() == static_cast<u32>(BrokerState::Stopped); }
+// As embar_shm.participants does it. => false: nobody frees rows any more.
+bool take_row(const Ring& ring, int fd, u32& row) {
+    for (;; pause_a_little()) {
+        check_deadline("take_row");
+        for (row = 0; row < kReaders; ++row) {
+            const auto& state = ring.subscriber(row).state;
+            if (state.load(std::memory_order_acquire) || !try_lock_byte(fd, subscriber_lock(row))) continue;
+            if (!state.load(std::memory_order_acquire)) return true;
+            unlock_byte(fd, subscriber_lock(row));
+        }
+        if (has_stopped(ring)) return false;
+    }
+}
+
+// One subscriber from its joining to its end. Owns `fd`, with the lock of its row.
+class Reader {
+public:
+    Reader(const Ring& ring, u32 row, int fd, Xorshift& random, SubscribeMode mode, Start start)
+        : random_(random), lossy_(mode == SubscribeMode::Lossy), fd_(fd),
+          subscriber_(ring, row, fd, "reader", {mode, start, 0, false}, {WaitMode::Block, 0, 1}) {}
+    ~Reader() { close(fd_); }
+    Reader(const Reader&) = delete;
+    Reader& operator=(const Reader&) = delete;
+
+    // Reads so many batches, or all there are; then leaves, or vanishes with what it holds.
+    Fate run(u64 batches, bool dies) {
+        if (!join()) return leave();
+        Witness witness(subscriber_.position());
+        for (u64 n = 0; n < batches;) {
+            Subscriber::View v;
+            switch (subscriber_.take(v, [this](const char* body, u64 bytes) { return copied(body, bytes); })) {
+                case Subscriber::Take::Batch:
+                    ++n;
+                    witness.saw(v, lossy_);
+                    held_.push_back(v);
+                    while (held_.size() > (lossy_ ? 0 : random_.below(kSlots))) pass_one();
+                    continue;
+                case Subscriber::Take::Nothing: break;
+                case Subscriber::Take::Damaged: fail("ticket %lu is damaged", v.ticket);
+                case Subscriber::Take::Corrupt: fail("ticket %lu is corrupt", subscriber_.next());
+                case Subscriber::Take::NoMemory: fail("no memory");
+            }
+            while (!held_.empty()) pass_one();  // who waits holding everything waits for himself
+            const bool stopped = subscriber_.peer() == Subscriber::Peer::Stopped;
+            if (subscriber_.available() > subscriber_.next()) continue;
+            if (stopped) {
+                end_ = witness.next();
+                leave();
+                return Fate::Ended;
+            }
+            subscriber_.wait(give_up);
+            check_deadline("a subscriber");
+        }
+        if (dies) return Fate::Died;
+        while (!held_.empty()) pass_one();
+        return leave();
+    }
+    u64 end() const noexcept { return end_; }
+
+private:
+    bool join() {
+        while (subscriber_.joined() == Subscriber::Joined::Waiting) {
+            if (subscriber_.peer() == Subscriber::Peer::Stopped) return false;
+            subscriber_.wait_joined(give_up);
+            check_deadline("joining");
+        }
+        if (subscriber_.joined() != Subscriber::Joined::Yes) fail("a subscriber was refused");
+        return true;
+    }
+    const char* copied(const char* body, u64 bytes) {
+        std::memcpy(copy_, body, bytes);
+        return copy_;
+    }
+    // Only now: until it is passed, nothing of it may have changed.
+    void pass_one() {
+        const u64 i = random_.below(held_.size());
+        Witness::verify(held_[i]);
+        subscriber_.pass(held_[i].place);
+        held_.erase(held_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+    Fate leave() {
+        subscriber_.leave();
+        return Fate::Left;
+    }
+
+    Xorshift& random_;
+    bool lossy_;
+    int fd_;
+    Subscriber subscriber_;
+    std::vector<Subscriber::View> held_;
+    u64 end_ = 0;
+    char copy_[kSlotBytes];
+};
+
+void subscribers(u64 seconds, bool lossy) {
+    Arena arena(kSlots, kSlotBytes, kPublishers, kReaders);
+    const Ring& ring = arena.ring();
+    const Control& c = ring.control();
+    const Locks locks;
+    const int alive = locks.another();  // of the publishers, none of which dies
+    for (u32 i = 0; i < kPublishers; ++i)
+        if (!try_lock_byte(alive, publisher_lock(i))) fail("the lock of publisher %u", i);
+    const int lock_fd = locks.another();
+    if (!try_lock_byte(lock_fd, kBrokerLock)) fail("the broker's lock");
+    Broker broker(ring, lock_fd, {WaitMode::Block, 0, 1}, true, 1);
+    std::thread serving([&] {
+        const Broker::Result r = broker.serve(give_up);
+        if (r != Broker::Result::Stopped) fail("serve() ended with %d", static_cast<int>(r));
+        broker.retire();
+    });
+
+    // The first is there from the first ticket to the last; the others come, go and die.
+    std::atomic<u64> left{0}, died{0}, last{0}, ready{0};
+    std::vector<std::thread> readers;
+    for (u32 i = 0; i < kReaders; ++i)
+        readers.emplace_back([&, i] {
+            Xorshift random(i + 77);
+            const SubscribeMode mode = lossy && i >= 2 ? SubscribeMode::Lossy : SubscribeMode::Reliable;
+            for (bool first = true;; first = false) {
+                const int fd = locks.another();
+                u32 row;
+                if (!take_row(ring, fd, row)) {
+                    close(fd);
+                    return;
+                }
+                Reader reader(ring, row, fd, random, mode, i % 2 ? Start::Latest : Start::Earliest);
+                if (first) ready.fetch_add(1);
+                const bool dies = kDeaths && random.below(2) == 0;
+                const Fate fate = reader.run(i == 0 ? ~0ULL : random.below(200), dies);
+                if (i == 0) last.store(reader.end());
+                if (fate == Fate::Ended || has_stopped(ring)) return;
+                (fate == Fate::Died ? died : left).fetch_add(1);
+            }
+        });
+    while (ready.load() < kReaders || c.subscribers.load() == 0) {
+        check_deadline("the first subscribers");
+        pause_a_little();
+    }
+
+    std::vector<std::unique_ptr<Publisher>> publishers;
+    for (u32 i = 0; i < kPublishers; ++i)
+        publishers.push_back(std::make_unique<Publisher>(ring, i, -1, options_of(i, 0), spin_of(i)));
+    const u64 until = now_ns() + seconds * kSecond;
+    std::vector<std::thread> threads;
+    for (u32 i = 0; i < kPublishers; ++i) threads.emplace_back([&, i] { publish(*publishers[i], until, false); });
+    for (std::thread& t : threads) t.join();
+    broker.stop();
+    serving.join();
+    for (std::thread& t : readers) t.join();
+
+    const u64 batches = c.head.load();
+    if (last.load() != batches) fail("the first subscriber came to ticket %lu of %lu", last.load(), batches);
+    if (c.duplicated.load() || c.out_of_order.load() || c.corrupt.load()) fail("a batch was refused");
+    if (kDeaths && died.load() == 0) fail("nobody died");
+    broker.reap();
+    broker.release(false);
+    while (broker.release_next()) {}
+    if (c.released.load() != batches) fail("a subscriber that is gone holds ticket %lu", c.released.load());
+    for (u32 i = 0; i < kReaders; ++i)
+        if (ring.subscriber(i).state.load()) fail("row %u was never freed", i);
+    for (u32 s = 0; s < kSlots; ++s)
+        if (slot_word::is_owned(ring.slot(s).word.load())) fail("slot %u was never given back", s);
+    close(lock_fd);
+    close(alive);
+    std::printf("%lu batches, %lu subscribers left, %lu died\n", batches, left.load(), died.load());
+}
+
 // --- litmus: commits against each other and against the release ---------------------------------------
 
 // In each round two threads claim, write and commit kBurst times, as fast as they can, and a third accepts
@@ -541,6 +800,8 @@ int main(int argc, char** argv) {
         stress(seconds, 300'000, false);
     } else if (mode == "serve") {
         stress(seconds, 0, true);
+    } else if (mode == "readers" || mode == "lossy") {
+        subscribers(seconds, mode == "lossy");
     } else if (mode == "commit") {
         Litmus(1).run(begin + seconds * kSecond / 2);
         Litmus(2).run(until);
@@ -550,7 +811,8 @@ int main(int argc, char** argv) {
         ping_pong(begin + seconds * kSecond / 2, 1);
         ping_pong(until, 3);
     } else {
-        std::fprintf(stderr, "usage: ring_stress publishers|linger|serve|commit|waiting|eventcount SECONDS\n");
+        std::fprintf(stderr,
+                     "usage: ring_stress publishers|linger|serve|readers|lossy|commit|waiting|eventcount SECONDS\n");
         return 2;
     }
     return 0;

@@ -19,8 +19,25 @@ FLAGS = [
     *("-std=c++20", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"),
     *("-fno-sanitize-recover=all", f"-I{HEADERS}"),
 ]
-SANITIZERS = {"threads": "thread", "addresses": "address,undefined"}
-SECONDS = {"publishers": 3, "linger": 2, "serve": 2, "commit": 2, "waiting": 0, "eventcount": 2}
+SANITIZERS = {
+    # It does not know fences, and says so: the only one is in the way of lossy subscribers.
+    "threads": ["-fsanitize=thread", "-Wno-tsan"],
+    "addresses": ["-fsanitize=address,undefined"],
+}
+SECONDS = {
+    "publishers": 3,
+    "linger": 2,
+    "serve": 2,
+    "readers": 3,
+    "lossy": 3,
+    "commit": 2,
+    "waiting": 0,
+    "eventcount": 2,
+}
+# The copy of a lossy subscriber is a sequence lock: it reads what may be written meanwhile,
+# and finds out. ThreadSanitizer calls that what it is, a race; AddressSanitizer looks on.
+RACES_BY_DESIGN = {("threads", "lossy")}
+RUNS = [(s, m) for s in SANITIZERS for m in SECONDS if (s, m) not in RACES_BY_DESIGN]
 PATIENCE = 100  # the program gives up by itself before
 
 ENVIRONMENT = {
@@ -37,16 +54,16 @@ def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module", params=SANITIZERS.values(), ids=SANITIZERS)
+@pytest.fixture(scope="module")
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the program, built with one sanitizer."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")
     binary = tmp_path_factory.mktemp("native") / "ring_stress"
-    built = run([compiler, *FLAGS, f"-fsanitize={request.param}", "-o", binary, SOURCE])
+    built = run([compiler, *FLAGS, *SANITIZERS[request.param], "-o", binary, SOURCE])
     if "cannot find -l" in built.stderr or "cannot find lib" in built.stderr:
-        pytest.skip(f"g++ comes without its {request.param} sanitizer")
+        pytest.skip(f"g++ comes without its sanitizer of {request.param}")
     assert built.returncode == 0, built.stderr
     command = [str(binary)]
     if "unexpected memory mapping" in run([*command, "eventcount", "0"]).stderr:
@@ -55,7 +72,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.timeout(2 * PATIENCE)
-@pytest.mark.parametrize("mode", SECONDS)
+@pytest.mark.parametrize(("program", "mode"), RUNS, indirect=["program"])
 def test_threads_on_a_tiny_ring_lose_nothing_and_race_for_nothing(
     program: list[str], mode: str
 ) -> None:
