@@ -186,7 +186,8 @@ public:
 
     // Releases and accepts what there is, tells everybody about it. => how many batches were accepted.
     // In this order, because who waits for a batch does not wait for the release of the one before.
-    int sweep(bool wanted) noexcept {
+    // `later`: the caller comes back for the release of these only when it has read them.
+    int sweep(bool wanted, bool later = false) noexcept {
         if (released_ < head_) release(wanted);
         Accepted a;
         int n = 0;
@@ -196,7 +197,7 @@ public:
         // Again, seq_cst: the condition of the subscribers' eventcount. One wake-up for all of a sweep.
         ring_.control().head.store(head_, std::memory_order_seq_cst);
         if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
-        if (gates_.any_reliable())  // else the release that follows wakes them
+        if (later || gates_.any_reliable())  // else the release that follows wakes them
             for (u64 t = before; t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
         return n;
     }
@@ -207,8 +208,8 @@ public:
     // Looks for work for a few microseconds, in mode "spin"; else once. => `head` is beyond `until`.
     bool look_briefly(u64 until) noexcept {
         for (int i = 0; i < kBriefLooks; ++i) {
-            sweep(false);
-            if (head_ > until) return true;
+            sweep(false, true);
+            if (head_ > until) return attend_in_passing();
             if (!spin_.spins()) return false;
             cpu_relax();
         }
@@ -221,8 +222,11 @@ public:
         Control& c = ring_.control();
         u64 last = kNoTicket;  // set by stop(): what is committed by then is less than a lap ahead
         for (;;) {
-            const int n = sweep(c.space_waiters.load(std::memory_order_seq_cst) != 0);
-            if (head_ > until) return Result::Ready;  // the caller is a subscriber: the release waits for its return
+            const int n = sweep(c.space_waiters.load(std::memory_order_seq_cst) != 0, until != kNoTicket);
+            if (head_ > until) {  // the caller is a subscriber: the release waits for its return
+                attend_in_passing();
+                return Result::Ready;
+            }
             if (corruption_) {
                 abandon();  // nobody shall wait for what will not come
                 return Result::Corrupt;
@@ -236,14 +240,12 @@ public:
             }
             const u64 now = now_ns();
             // In this order: who calls has given a slot back first, and who waits has asked before that or sees it.
-            const bool called = c.look_around.load(std::memory_order_seq_cst) != 0 &&
-                                c.look_around.exchange(0, std::memory_order_seq_cst) != 0;
+            const bool called = c.look_around.load(std::memory_order_seq_cst) != 0;
+            if (called) attend();
             const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
-            if (called) admit();
-            if (now >= next_reap_ || called || (wanted && n == 0)) {
+            if (now >= next_reap_ || (wanted && n == 0 && !called)) {
                 reap();
                 next_reap_ = now + kReapEveryNs;
-                if (called && wanted) wake_one_space_waiter();  // a slot was given back
             }
             if (now >= deadline_ns) {
                 release(wanted);
@@ -298,6 +300,20 @@ public:
     }
 
 private:
+    // Looks after those who called: they join, have left, or have given a slot back.
+    void attend() noexcept {
+        Control& c = ring_.control();
+        if (c.look_around.exchange(0, std::memory_order_seq_cst) == 0) return;
+        admit();
+        reap();
+        if (c.space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
+    }
+    // The same where a subscriber gets its batch: while there always is one, serve() comes no further. => true.
+    bool attend_in_passing() noexcept {
+        if (ring_.control().look_around.load(std::memory_order_relaxed)) attend();
+        return true;
+    }
+
     static constexpr int kSweep = 64;
     static constexpr int kBriefLooks = 200;
     static constexpr u64 kReapEveryNs = 50'000'000;   // while busy

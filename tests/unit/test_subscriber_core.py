@@ -28,6 +28,7 @@ from raw_ring import (
     NEWS_SLEEPERS,
     READER_CURSOR,
     READER_NEXT,
+    READER_ROW,
     READER_START,
     READER_STATE,
     REFUSED,
@@ -58,6 +59,7 @@ from embar_shm.errors import (
     PositionLost,
     WaitTimeout,
 )
+from embar_shm.readers import describe_slow, subscribers
 from embar_shm.testing import wait_until
 from embar_shm.testing.conditions import DEADLINE
 
@@ -726,6 +728,34 @@ def test_a_reliable_subscriber_does_not_read_a_lap_ahead_of_its_cursor() -> None
     assert [b.copy() for b in kept] == [message(n, 64) for n in range(4)]
 
 
+@pytest.mark.parametrize("released", [2**32, 2**63, 2**64 - 1])
+def test_an_oldest_ticket_that_cannot_be_costs_a_lossy_subscriber_batches_and_nothing_else(
+    released: int,
+) -> None:
+    ring = RawRing()
+    broker, publisher = ring.broker(), ring.publisher(quota=3)
+    core = ring.subscriber(broker, mode="lossy")
+    publish(ring, broker, publisher, *range(5))
+    ring.set_u64(RELEASED, released)
+    assert core.poll() is None
+    assert (core.position, ring.monitor().subscriber(0)["lost"]) == (5, 5)
+
+
+def test_a_row_full_of_nonsense_can_be_looked_at() -> None:
+    ring = RawRing()
+    broker, publisher = ring.broker(), ring.publisher(quota=3)
+    core = ring.subscriber(broker, 0)
+    publish(ring, broker, publisher, 0)
+    at = ring.reader_at(0)
+    ring.memory[at + 4 : at + READER_ROW] = b"\xff" * (READER_ROW - 4)
+    [status] = subscribers(ring.monitor())
+    assert (status.holding, status.lag, status.stalled_seconds) == (0, 0, 0)
+    assert status.name == "\ufffd" * 63
+    assert describe_slow(ring.monitor()) == ""
+    batch = core.poll()
+    assert batch.copy() == message(0, 64)  # what it needs is not there
+
+
 @pytest.mark.parametrize("mode", ["reliable", "lossy"])
 def test_a_head_that_goes_backwards_is_nothing_new(mode: str) -> None:
     ring = RawRing()
@@ -1015,6 +1045,32 @@ def test_reading_serves_the_broker(mode: str) -> None:
     assert ring.monitor().control()["batches"] == 3
     assert core.poll() is None
     assert publisher.in_flight == 0
+
+
+def test_a_steady_flow_does_not_keep_others_from_joining_and_leaving() -> None:
+    ring = RawRing()
+    broker, publisher = ring.broker(), ring.publisher()
+    core = ring.subscriber(broker, broker=broker)
+    other = ring.subscriber(index=1)
+    commit_batches(publisher)
+    core.next().release()
+    assert ring.u32(ring.reader_at(1) + READER_STATE) == ACTIVE
+    other.close()
+    commit_batches(publisher)
+    core.next().release()
+    assert ring.u32(ring.reader_at(1) + READER_STATE) == FREE
+
+
+@pytest.mark.parametrize("mode", ["reliable", "lossy"])
+def test_publishers_hear_of_the_acceptance_before_the_batch_is_used(mode: str) -> None:
+    ring = RawRing()
+    broker, publisher = ring.broker(), ring.publisher()
+    core = ring.subscriber(broker, mode=mode, broker=broker)
+    commit_batches(publisher)
+    ring.set_u32(ring.row_at(0) + ROW_SLEEPING, 1)
+    batch = core.next()
+    assert ring.u32(ring.row_at(0) + ROW_EVENT) == 1
+    assert batch.ticket == 0
 
 
 def test_waiting_serves_the_broker() -> None:
