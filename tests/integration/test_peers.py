@@ -164,6 +164,7 @@ def test_ratios_are_taken_inside_a_round_and_a_faster_peer_is_named(
     def found(*seconds: float | None) -> dict[str, Any]:
         """Rounds of a million messages that took so long; None: one that failed."""
         counts = {"messages": 1_000_000, "bytes": 64_000_000, "cpu_seconds": 1.0}
+        counts["others_share"] = 0.3
         rounds = [
             {"failed": "it got lost"} if each is None else {"seconds": each, **counts}
             for each in seconds
@@ -179,6 +180,7 @@ def test_ratios_are_taken_inside_a_round_and_a_faster_peer_is_named(
     peer = {"version": "1", "unavailable": None, "distribution": None, "documentation": "-"}
     result = result_of(dict.fromkeys(results, peer), {"small": work | {"results": results}})
     text = render(result)
+    assert "**Other programs used 30 % (30 to 30) of the CPUs meanwhile" in text
     assert "| slower | 0.25 (0.12 to 1.00) | 8.00 (4.00 to 8.00) |" in text
     assert "| faster | 6.00 (4.00 to 8.00) | 0.38 (0.25 to 0.50) |" in text
     assert "- faster failed in 'Small', 1 of 3 rounds: it got lost" in text

@@ -20,7 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from embar_shm import signals
+from embar_shm.cpus import available_cpus
 from peers import worker
 from peers.peer import Peer
 from peers.workloads import Workload
@@ -245,9 +248,13 @@ class _Measurement:
     def _phase(self, count: int) -> dict[str, Any]:
         """`count` messages of each producer. Raises `MeasurementFailed` unless all arrived."""
         work = self._work
+        began, busy = time.monotonic(), _busy_seconds()
         self._processes.tell(self._takers, count * work.each)
         self._processes.tell(self._givers, count)
         reports = self._processes.wait(self._takers + self._givers)
+        there_were = (time.monotonic() - began) * available_cpus()
+        cpu_seconds = sum(each["cpu_seconds"] for each in reports)
+        others = max(0.0, _busy_seconds() - busy - cpu_seconds)
         if work.kind == "trips":
             receivers, last = reports, reports[0]["end"]
             begin = reports[0]["begin"]
@@ -265,10 +272,17 @@ class _Measurement:
             "messages": count * work.producers,
             "received": [each["messages"] for each in receivers],
             "bytes": sum(each["bytes"] for each in receivers),
-            "cpu_seconds": sum(each["cpu_seconds"] for each in reports),
+            "cpu_seconds": cpu_seconds,
+            "others_share": others / there_were,  # of the CPUs, by other programs
         }
         times: dict[str, float] = reports[0].get("times", {})
         return found | times
+
+
+def _busy_seconds() -> float:
+    """CPU time of everybody on this machine, in steps of 10 ms."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def _how_it_ended(status: int) -> str:

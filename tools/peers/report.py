@@ -12,11 +12,12 @@ __all__ = ["OURSELVES", "render", "summary"]
 
 OURSELVES = "embar-shm"
 _NONE = "-"
+_QUIET = 0.05  # share of the CPUs that others may use while somebody is measured
 
 
 def render(result: dict[str, Any]) -> str:
     """Everything: the machine, who took part, a table per workload, and who is faster than we."""
-    parts = [_machine(result), _peers(result), _who_did_not(result)]
+    parts = [_machine(result), _other_programs(result), _peers(result), _who_did_not(result)]
     for name, work in result["workloads"].items():
         parts += [f"## {work['title']}", _workload(result, name)]
     parts += ["## In short", summary(result), _who_wins(result)]
@@ -43,6 +44,23 @@ def _machine(result: dict[str, Any]) -> str:
         f"{machine_line(result['machine'])}\n\n{rounds}{size} per measurement. Median (least to "
         f"most). *{OURSELVES} / peer*: how many times as fast as the peer we are in the same "
         "round; below 1 the peer is faster."
+    )
+
+
+def _other_programs(result: dict[str, Any]) -> str:
+    """A warning, when figures are not worth much."""
+    shares = [
+        each["others_share"]
+        for work in result["workloads"].values()
+        for peer in work["results"]
+        for each in _rounds(work, peer)
+    ]
+    if not shares or statistics.median(shares) <= _QUIET:
+        return ""
+    return (
+        f"**Other programs used {spread([100 * each for each in shares], ' %', 0)} of the CPUs "
+        "meanwhile: these figures say little, those of spinning nothing. Repeat it on a quiet "
+        "machine.**"
     )
 
 
