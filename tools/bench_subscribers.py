@@ -26,7 +26,7 @@ from bench_runs import REPORT, run
 import embar_shm as es
 from embar_shm import _core
 
-SPIN_TRIPS, BLOCK_TRIPS = 200_000, 40_000
+SPIN_TRIPS, BLOCK_TRIPS = 50_000, 20_000
 WARM_UP = 2_000  # round trips before the clock starts
 SMALL = 64  # bytes of a message of a round trip
 MESSAGE, MESSAGES = 1024, 4_000_000
