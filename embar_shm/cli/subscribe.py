@@ -114,18 +114,12 @@ def subscribe_command(
     """
     settings = connection_settings(address, flags)
     if output != "-":
-        try:
-            check_writable(Path(output))
-        except OSError as error:
-            raise es.ConfigurationError(
-                f"{output} cannot be written: {error.strerror or error}"
-            ) from error
+        _check_writable(output)
     subscriber = es.Subscriber.connect(
         address, start=start, mode=mode, name=name or "embar-shm", **settings
     )
     with subscriber, Output(output) as written:
         drain = Drain(subscriber, written, FORMATS[format_name], count=count, timeout=timeout)
-        started = time.monotonic()
         shown = output != "-" or not sys.stdout.isatty()
         with StopSignals(subscriber.interrupt) as stop:
             try:
@@ -136,15 +130,27 @@ def subscribe_command(
                     drain.run(stop, on_progress, gaps.add)
             finally:
                 if as_json or not drain.reader_is_gone:
-                    found = _summary(address, drain, subscriber, time.monotonic() - started)
+                    found = _summary(address, drain, subscriber)
                     render_pipe.subscribed(found, as_json, sys.stdout if output != "-" else None)
     stop.take_effect()
 
 
-def _summary(
-    address: str, drain: Drain, subscriber: es.Subscriber, seconds: float
-) -> dict[str, Any]:
+def _check_writable(output: str) -> None:
+    """Before it connects; a FIFO has a reader that would take this for the end."""
+    path = Path(output)
+    if path.exists() and not path.is_file():
+        return
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise es.ConfigurationError(
+            f"{output} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def _summary(address: str, drain: Drain, subscriber: es.Subscriber) -> dict[str, Any]:
     position = subscriber.position
+    elapsed = 0.0 if drain.first_at is None else time.monotonic() - drain.first_at
     return {
         "address": address,
         "mode": subscriber.mode,
@@ -153,7 +159,7 @@ def _summary(
         "batches": drain.batches,
         "lost_batches": drain.lost,
         "position": f"{position.log}:{position.ticket}",
-        "elapsed_seconds": seconds,
-        "messages_per_second": drain.messages / seconds,
-        "bytes_per_second": drain.payload_bytes / seconds,
+        "elapsed_seconds": elapsed,  # since the first batch
+        "messages_per_second": drain.messages / elapsed if elapsed else 0.0,
+        "bytes_per_second": drain.payload_bytes / elapsed if elapsed else 0.0,
     }

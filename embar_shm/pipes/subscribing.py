@@ -38,6 +38,8 @@ class Drain:
         self.lost = 0
         """Batches that were overwritten before they could be read."""
         self.reader_is_gone = False
+        self.first_at: float | None = None
+        """time.monotonic() when the first batch was there; waiting for it tells nothing."""
         self._subscriber = subscriber
         self._output = output
         self._writer = writer
@@ -86,6 +88,8 @@ class Drain:
                 self._output.flush()
                 self._wait(stop)
                 continue
+            if self.first_at is None:
+                self.first_at = time.monotonic()
             with batch:
                 if batch.gap:
                     self.lost += batch.gap

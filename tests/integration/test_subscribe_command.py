@@ -127,13 +127,14 @@ def test_what_one_file_has_the_other_gets_byte_by_byte(
     ring = ("--slots", "4", "--slot-size", "64KiB")
     with running_broker(f"{cluster}/0", *ring, "--listen", "tcp://127.0.0.1:0") as broker:
         address = next(a for a in broker.addresses if a.startswith(scheme))
-        arguments = ["--count", str(count), "--start", "0", "--output", str(back), "--json"]
+        arguments = ["--count", str(count), "--output", str(back), "--json"]
         reader = subprocess.Popen(
             [*COMMAND, "subscribe", address, *arguments, *how[1]],
             stdout=subprocess.PIPE,
             env=clean_environment(),
         )
         with reader:
+            wait_until(lambda: somebody_reads(RingName(cluster, "0")), "it reads")
             done = embar_shm("publish", address, str(there), *how[0])
             assert done.code == 0, done.stderr
             summary = json.loads(reader.communicate(timeout=60)[0])
@@ -266,7 +267,7 @@ def test_when_the_broker_is_killed_it_writes_what_there_was_and_says_so(cluster:
         with process:
             assert process.stdout is not None
             with es.Publisher.connect(broker.address, timeout=20) as publisher:
-                while not process_reads(ring):
+                while not somebody_reads(ring):
                     publisher.publish(b"early")
                     publisher.wait_acked()
                 publisher.publish(b"late")
@@ -287,7 +288,7 @@ def test_when_the_broker_is_killed_it_writes_what_there_was_and_says_so(cluster:
     ring.path.unlink()
 
 
-def process_reads(ring: RingName) -> bool:
+def somebody_reads(ring: RingName) -> bool:
     segment = Segment.attach(ring, timeout=0)
     try:
         return bool(subscribers(segment.monitor()))
@@ -479,6 +480,35 @@ def test_over_tcp_with_a_token(cluster: str, tmp_path: Path) -> None:
         done = embar_shm("subscribe", broker.address, *more)
         assert (done.code, done.stdout) == (0, "one\n")
         broker.stop()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_over_tcp_a_signal_ends_it_too(cluster: str, number: signal.Signals, code: int) -> None:
+    with running_broker(f"{cluster}/0", "--listen", "tcp://127.0.0.1:0") as broker:
+        process = subprocess.Popen(
+            [*COMMAND, "subscribe", broker.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment(),
+        )
+        with process, es.Publisher.connect(broker.addresses[0], timeout=20) as publisher:
+            assert process.stdout is not None
+            wait_until(lambda: somebody_reads(RingName(cluster, "0")), "it reads")
+            publisher.publish(b"one")
+            publisher.flush()
+            assert process.stdout.readline() == b"one\n"
+            process.send_signal(number)
+            assert process.wait(60) == code
+        broker.stop()
+
+
+def test_a_fifo_can_be_the_output(reading: Any, broker: es.Broker, tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    publish(broker, b"one")
+    with reading("--start", "earliest", "--count", "1", "--output", str(path)) as reader:
+        assert path.read_bytes() == b"one\n"
+        assert reader.process.wait(60) == 0
 
 
 # --- bad input ------------------------------------------------------------------------------------
