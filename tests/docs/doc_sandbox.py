@@ -29,8 +29,8 @@ _SETUP = (
 # What takes minutes is done with less to send and fewer processes: by beginning of the command.
 _LESS = {
     "*--connect": "--total 24MiB",
-    "run": "--total 24MiB --brokers 1",
-    "compare": "--total 24MiB --brokers 1 --repeat 1",
+    "run": "--total 24MiB --brokers 1 --publishers-per-broker 2",
+    "compare": "--total 24MiB --brokers 1 --publishers-per-broker 1 --repeat 1",
 }
 
 

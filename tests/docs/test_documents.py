@@ -54,6 +54,14 @@ def test_files_of_the_repository_that_a_document_names_are_there(document: Path)
     assert not missing
 
 
+def test_documents_that_help_texts_and_comments_name_are_there() -> None:
+    for folder in ("embar_shm", "transports", "config", "tools"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".hpp", ".cpp", ".yaml"):
+                for name in re.findall(r"\bdocs/[\w/]+\.md", path.read_text()):
+                    assert (ROOT / name).exists(), f"{path} names {name}"
+
+
 def test_every_document_can_be_found_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
     for document in DOCUMENTS:
