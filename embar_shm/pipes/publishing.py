@@ -219,7 +219,7 @@ def check_size(source: Source, size: int, count: int | None) -> None:
         return
     if rest := length % size:
         raise ConfigurationError(
-            f"{source.name} has {length:,} bytes: {length // size:,} records of {size:,}, and "
-            f"{rest:,} bytes more",
+            f"{source.name} has {length:,} bytes: {length // size:,} records of {size:,} bytes, "
+            f"and {rest:,} more",
             "--partial publishes a shorter record at the end as it is",
         )

@@ -251,7 +251,7 @@ def test_a_file_that_does_not_consist_of_records_is_refused_at_once(
     with publishing(str(path), "--record-size", "100") as publisher:
         done = publisher.outcome()
     assert done.code == 2
-    assert f"{path} has 1,001 bytes: 10 records of 100, and 1 bytes more" in done.stderr
+    assert f"{path} has 1,001 bytes: 10 records of 100 bytes, and 1 more" in done.stderr
     assert "--partial" in done.stderr
     assert publisher.log.messages == []
 
