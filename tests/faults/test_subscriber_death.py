@@ -470,3 +470,75 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_gate(
         wait_until(lambda: state_of(broker) == "free", "the row is free")
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+# --- the broker -----------------------------------------------------------------------------------
+
+
+def test_the_log_of_a_killed_broker_is_read_to_its_end_beside_that_of_its_successor(
+    make_broker: Brokers, run_child: Children, cluster: str
+) -> None:
+    old = run_child(
+        """
+        import sys
+        import embar_shm as es
+
+        broker = es.Broker.create(sys.argv[1], slots=4, slot_size=4096)
+        print(broker.address)
+        broker.serve()
+        """,
+        f"{cluster}/0",
+    )
+    address = old.read()
+    with es.Subscriber.connect(address, timeout=DEADLINE) as before:
+        with es.Publisher.connect(address, in_flight=4) as pub:
+            publish(pub, 2)
+            old.kill()
+        new = make_broker("0", replace_dead=True, retain=1).start()
+        with es.Publisher.connect(address) as pub:
+            publish(pub, 1)
+        with before.next() as batch:
+            assert batch.ticket == 0
+        with pytest.raises(es.BrokerRestarted):
+            es.Subscriber.connect(address, start=before.position)
+        with es.Subscriber.connect(address, start="earliest") as after:
+            assert after.next(timeout=DEADLINE).ticket == 0
+        assert before.next().ticket == 1
+        with pytest.raises(es.BrokerGone, match="up to ticket 2"):
+            before.next()
+    assert new.stats().messages == 1
+
+
+def test_a_waiting_subscriber_learns_within_its_wait_that_its_broker_was_killed(
+    make_broker: Brokers, run_child: Children, cluster: str
+) -> None:
+    broker = run_child(
+        """
+        import sys
+        import embar_shm as es
+
+        broker = es.Broker.create(sys.argv[1], slots=2, slot_size=4096)
+        print(broker.address)
+        broker.serve()
+        """,
+        f"{cluster}/0",
+    )
+    reader = run_child(
+        """
+        import sys
+        import embar_shm as es
+
+        with es.Subscriber.connect(sys.argv[1]) as sub:
+            print("waiting")
+            try:
+                sub.next()
+            except es.BrokerGone as error:
+                print(error.message)
+        """,
+        broker.read(),
+    )
+    reader.expect("waiting")
+    broker.kill()
+    assert "died" in reader.read()
+    assert reader.wait() == 0
+    make_broker("0", replace_dead=True)  # takes its place, and away what it left
