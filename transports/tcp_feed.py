@@ -1,10 +1,10 @@
-"""TCP, the broker's side of subscribers: batches are sent straight out of slots of the ring.
+"""TCP, the broker's side of subscribers: who they are, and what is kept for them.
 
 Each connection has a thread that sends, and one that reads what the subscriber has received and
-how much more it has room for. What a reliable subscriber has not received stays in the ring, and
-holds the publishers back as its own slowness would. Its row and position outlive its connections,
-so that a lost connection loses nothing: until the subscriber says goodbye, or has been gone for a
-minute. A lossy one holds nobody back, and is forgotten with its connection.
+how much more it has room for (`tcp_remote_subscriber`). What a reliable one has not received stays
+in the ring, and holds the publishers back as its own slowness would. Its row and position outlive
+its connections, so that a lost connection loses nothing: until it says goodbye, or has been gone
+for a minute. A lossy one holds nobody back, and is forgotten with its connection.
 
 A broker that stops waits for subscribers that still get on: they come to the end of the log.
 """
@@ -14,17 +14,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from embar_shm import _core, protocol
+from embar_shm import _core
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import (
     BrokerGone,
     BrokerRestarted,
-    CorruptBatch,
-    CorruptSegment,
-    EmbarError,
     NotEnoughSpace,
     PositionLost,
     ProtocolError,
@@ -33,12 +29,12 @@ from embar_shm.errors import (
 from embar_shm.net import SocketCounters, parse_endpoint
 from embar_shm.options import WAIT_MODES
 from embar_shm.participants import take_subscriber_row
-from embar_shm.protocol import Kind, State
+from embar_shm.protocol import Kind
 from embar_shm.segment import Segment
-from embar_shm.subscribe_frames import Credit, Mode, Start, Subscribe, Subscribed, check_credit
+from embar_shm.subscribe_frames import Mode, Start, Subscribe, Subscribed
 from embar_shm.transports.reading import fitting_name
 from embar_shm.transports.tcp_remote import LAST_WORDS, Limits, Link
-from embar_shm.transports.tcp_session import read_control
+from embar_shm.transports.tcp_remote_subscriber import RemoteSubscriber, feed
 
 __all__ = ["Feeds"]
 
@@ -46,19 +42,6 @@ _SPIN_US = 50.0
 _STOPPED = 3  # BrokerState::Stopped of layout.hpp
 _POLL = 0.02  # seconds between two looks at how subscribers get on
 _log = logging.getLogger("embar_shm.tcp")
-
-
-class _Remote:
-    """A remote subscriber: what is known of it from one connection to the next."""
-
-    def __init__(self, core: _core.FeedCore, subscribe: Subscribe) -> None:
-        self.core = core
-        self.name = subscribe.name
-        self.key = (subscribe.subscriber_id, subscribe.incarnation)
-        self.reliable = subscribe.mode is Mode.RELIABLE
-        self.link: Link | None = None  # the connection that has it, or is about to
-        self.gone_since = 0.0  # time.monotonic() at which the last connection ended
-        self.turn = threading.Lock()  # held by the connection that uses `core`
 
 
 class Feeds:
@@ -69,8 +52,9 @@ class Feeds:
         self._address = address
         self._limits = limits
         self._lock = threading.Lock()  # around the rest, and the taking of rows
-        self._remotes: set[_Remote] = set()
-        self._kept: dict[tuple[int, int], _Remote] = {}  # those that outlive their connections
+        self._remotes: set[RemoteSubscriber] = set()
+        # Those that outlive their connections.
+        self._kept: dict[tuple[int, int], RemoteSubscriber] = {}
         self._links: set[Link] = set()
         self._past = SocketCounters()  # of those that are forgotten
         self._stopping = False
@@ -112,7 +96,7 @@ class Feeds:
             with self._lock:
                 self._links.discard(link)
 
-    def _part(self, link: Link, remote: _Remote, said_goodbye: bool) -> None:
+    def _part(self, link: Link, remote: RemoteSubscriber, said_goodbye: bool) -> None:
         with self._lock:
             if remote.link is link:
                 remote.link = None
@@ -204,7 +188,7 @@ class Feeds:
 
     # --- who it is --------------------------------------------------------------------------------
 
-    def _take_over(self, link: Link, subscribe: Subscribe) -> _Remote:
+    def _take_over(self, link: Link, subscribe: Subscribe) -> RemoteSubscriber:
         """Makes this the connection of its subscriber. Waits for the broker, without the lock."""
         log = self._segment.log
         if subscribe.start in (Start.POSITION, Start.RESUME) and subscribe.log != log:
@@ -225,7 +209,7 @@ class Feeds:
                 return remote
         return self._join(link, subscribe)
 
-    def _join(self, link: Link, subscribe: Subscribe) -> _Remote:
+    def _join(self, link: Link, subscribe: Subscribe) -> RemoteSubscriber:
         """A place in the log for a new subscriber, or one that was forgotten."""
         try:
             core = self._admit(link, subscribe, min(subscribe.start, Start.TICKET))
@@ -233,7 +217,7 @@ class Feeds:
             if subscribe.mode is not Mode.LOSSY or subscribe.start is not Start.RESUME:
                 raise
             core = self._admit(link, subscribe, Start.EARLIEST)
-        remote = _Remote(core, subscribe)
+        remote = RemoteSubscriber(core, subscribe)
         remote.link = link
         try:
             with self._lock:
@@ -311,7 +295,7 @@ class Feeds:
             case _:
                 raise self._stopped()
 
-    def _forget(self, remote: _Remote) -> None:
+    def _forget(self, remote: RemoteSubscriber) -> None:
         """With the lock."""
         self._remotes.discard(remote)
         if self._kept.get(remote.key) is remote:
@@ -328,7 +312,7 @@ class Feeds:
 
     # --- batches ----------------------------------------------------------------------------------
 
-    def _feed(self, link: Link, remote: _Remote, subscribe: Subscribe) -> bool:
+    def _feed(self, link: Link, remote: RemoteSubscriber, subscribe: Subscribe) -> bool:
         """Sends batches until the subscriber's goodbye (True), or the connection ends without."""
         with self._lock:
             if remote.link is not link or remote not in self._remotes:
@@ -349,94 +333,7 @@ class Feeds:
         slot_bytes = self._segment.geometry.slot_bytes
         answer = Subscribed(self._segment.log, first, head, slot_bytes)
         link.say(Kind.SUBSCRIBED, answer.pack())
-        with self._sending(link, remote):
-            return self._hear(link, remote)
+        return feed(link, remote, self._address, self._why_stopping)
 
-    @contextmanager
-    def _sending(self, link: Link, remote: _Remote) -> Iterator[None]:
-        """Sends batches on a thread of its own meanwhile."""
-        sender = threading.Thread(target=self._send, args=(link, remote), name="feed", daemon=True)
-        sender.start()
-        try:
-            yield
-        finally:
-            remote.core.interrupt()
-            sender.join(LAST_WORDS)
-            if sender.is_alive():  # in the middle of a batch that nobody takes
-                link.stream.end_writing()
-                sender.join()
-
-    def _hear(self, link: Link, remote: _Remote) -> bool:
-        """Takes note of credits until a goodbye (True), or an orderly end of the connection."""
-        stream, core = link.stream, remote.core
-        while True:
-            begun = b""
-            if (fd := stream.plain_fd) is not None:
-                how, begun, got, number = core.read_credits(fd, protocol.CREDIT_HEAD)
-                if how == "closed" and not got:
-                    return False
-                if how != "whole":
-                    raise stream.lost(how, got, protocol.HEAD_BYTES, number)
-            else:
-                space = bytearray(protocol.HEAD_BYTES)
-                if not stream.read_into(memoryview(space), idle=True):
-                    return False
-                begun = bytes(space)
-            frame = read_control(stream, link.connection, begun=begun)
-            if frame.kind is Kind.GOODBYE:
-                return True
-            self._take_credit(core, Credit.unpack(frame.body))
-
-    @staticmethod
-    def _take_credit(core: _core.FeedCore, credit: Credit) -> None:
-        if not core.credit(credit.received, credit.granted):
-            received, granted, sent, sent_to = core.known()
-            check_credit(credit, Credit(received, granted), sent, sent_to)
-            raise ProtocolError(f"a subscriber said {credit}, which cannot be")
-
-    def _send(self, link: Link, remote: _Remote) -> None:
-        """The thread that sends."""
-        try:
-            self._send_batches(link, remote)
-        except EmbarError as error:
-            if link.connection.state is not State.CLOSED:
-                _log.info("subscriber %r is sent nothing more: %s", remote.name, error.message)
-            link.refuse(error)
-            link.stream.end_reading()
-        except Exception:  # a bug of ours: the others are served all the same
-            _log.exception("sending to the subscriber %r failed", remote.name)
-            link.stream.shutdown()
-
-    def _send_batches(self, link: Link, remote: _Remote) -> None:
-        stream, core = link.stream, remote.core
-        if (fd := stream.plain_fd) is not None:
-            why, ticket, how, number = core.send(fd)
-            if why == "batch":
-                raise stream.lost(how, 0, 0, number)
-        else:
-            while True:
-                why, ticket, header, body = core.next()
-                if header is None or body is None:
-                    break
-                stream.write(header, body)
-        if why == "end":
-            link.say(Kind.END)
-        elif why != "interrupted":
-            raise self._ended(why, ticket)
-        elif self._stopping:
-            raise self._stopped()
-
-    def _ended(self, why: str, ticket: int) -> EmbarError:
-        match why:
-            case "damaged":
-                return CorruptBatch(
-                    f"batch {ticket} of {self._address} was changed after the broker had accepted "
-                    "it",
-                    "some process writes where it must not; stop everything that uses this ring",
-                )
-            case "corrupt":
-                return CorruptSegment(f"the ring of the broker at {self._address} is damaged")
-            case "no_memory":
-                return NotEnoughSpace(f"the broker at {self._address} is out of memory")
-            case _:
-                return BrokerGone(f"the broker at {self._address} died", "connect to another one")
+    def _why_stopping(self) -> BrokerGone | None:
+        return self._stopped() if self._stopping else None
