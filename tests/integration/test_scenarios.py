@@ -42,7 +42,8 @@ def run(transport: str, scenario: str, *arguments: str) -> dict[str, Any]:
     """A small run, of which all messages are there and checked, whatever the scenario."""
     result = json_of(*SMALL, "--transport", transport, "--scenario", scenario, *arguments)
     assert result["integrity"]["sent"] == MESSAGES
-    assert result["integrity"]["lost"] == 0
+    lost = result["failure"]["lost_acknowledged"] if "failure" in result else 0
+    assert result["integrity"]["lost"] == lost
     subscribers = len(result["subscribers"])
     assert subscribers == 2 * result["parameters"]["subscribers_per_broker"]["value"]
     assert sum(s["messages"] for s in result["subscribers"]) == result["verified"]["messages"]
@@ -183,8 +184,9 @@ def test_a_broker_is_killed_and_everything_is_accounted_for(transport: str) -> N
     moments = [failure[f"{moment}_seconds"] for moment in ("failed", "replaced", "recovered")]
     assert 0 < moments[0] < moments[1] < moments[2] < result["throughput"]["elapsed_seconds"]
     assert failure["recovery_seconds"] == pytest.approx(moments[2] - moments[0])
-    # It had half of its messages, and its publishers stopped after three quarters.
-    assert failure["acknowledged"] + 2 * 64 >= MESSAGES // 4
+    # It had half of its messages, and its publishers stopped after three quarters. Over a network
+    # the acknowledgements of two batches in flight of each may have been on their way.
+    assert failure["acknowledged"] + 2 * 2 * 64 >= MESSAGES // 4
     assert failure["acknowledged"] <= MESSAGES // 2 * 3 // 4
     assert failure["delivered"] == MESSAGES - failure["lost_acknowledged"]
     assert result["verified"]["resent"] == failure["delivered_again"]
