@@ -379,8 +379,8 @@ class Batch:
     """
     One batch of the log: a read-only buffer of its body, and its header.
 
-    A context manager: leaving it releases the batch. A batch that nothing refers to any more is
-    released, too. Views and arrays keep it, and the bytes of its slot, as they are.
+    A context manager: leaving it releases the batch, or lets the last view or array of it do so.
+    A batch that nothing refers to any more is released, too. Until then the bytes stay as they are.
     """
 
     @property

@@ -1,8 +1,11 @@
 // Batch: one batch of the log as a Python object: a buffer of its body, its header's fields, its messages.
 //
 // A batch that is exported (memoryview, array) cannot be released, and its slot keeps its bytes; its views keep it
-// alive. A batch nobody refers to any more releases itself.
+// alive. At the end of a with block it is let go: the last view gives the slot back. A batch nobody refers to any more
+// releases itself.
 #pragma once
+
+#include <utility>
 
 #include "subscriber_core.hpp"
 
@@ -11,18 +14,16 @@ namespace embar {
 class Batch {
 public:
     Batch(nb::object owner, SubscriberCore* subscriber, const Subscriber::View& view, std::unique_ptr<char[]> copy)
-        : view_(view), owner_(std::move(owner)), subscriber_(subscriber), copy_(std::move(copy)) {}
-    ~Batch() {
-        if (!released_) end();
-    }
+        : view_(view), owner_(std::move(owner)), subscriber_(subscriber), copied_(copy != nullptr),
+          copy_(std::move(copy)) {}
+    ~Batch() { end(); }
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
 
     const BatchHeader& header() const noexcept { return view_.header; }
     const Subscriber::View& view() const noexcept { return view_; }
     bool fixed() const noexcept { return header().format == static_cast<u16>(Format::Fixed); }
-    bool released() const noexcept { return released_ || (!copy_ && subscriber_->is_closed()); }
-    u32 exports() const noexcept { return exports_; }
+    bool released() const noexcept { return released_ || (!copied_ && subscriber_->is_closed()); }
 
     // Throws when the bytes may be another batch's by now.
     void check() const {
@@ -37,6 +38,12 @@ public:
                 "(del array) before release(); without release(), the batch ends with its last view");
         released_ = true;
         end();
+    }
+    // The same for who does not mind when: the last view gives the slot back.
+    void let_go() noexcept {
+        if (released()) return;
+        released_ = true;
+        if (!exports_) end();
     }
 
     // The part of the body that the next buffer is of; memoryviews of single messages are made this way.
@@ -59,14 +66,14 @@ public:
     int get_buffer(PyObject* self, Py_buffer* buffer, int flags) noexcept {
         const Window w = window().batch == this ? window() : Window{this, view_.body, header().body_bytes};
         window() = {};
-        if (released() || (!copy_ && exports_ == 0 && !subscriber_->pin())) {
+        if (released() || (!copied_ && exports_ == 0 && !subscriber_->pin())) {
             PyErr_SetString(PyExc_BufferError, "the batch is released, or its subscriber closed");
             buffer->obj = nullptr;
             return -1;
         }
         if (PyBuffer_FillInfo(buffer, self, const_cast<char*>(w.data), static_cast<Py_ssize_t>(w.bytes), 1, flags) !=
             0) {
-            if (!copy_ && exports_ == 0) subscriber_->unpin();
+            if (!copied_ && exports_ == 0) subscriber_->unpin();
             buffer->obj = nullptr;
             return -1;
         }
@@ -74,12 +81,15 @@ public:
         return 0;
     }
     void release_buffer() noexcept {
-        if (--exports_ == 0 && !copy_) subscriber_->unpin();
+        if (--exports_ != 0) return;
+        if (released_) end();
+        if (!copied_) subscriber_->unpin();
     }
 
 private:
     void end() noexcept {
-        if (copy_)
+        if (std::exchange(ended_, true)) return;
+        if (copied_)
             subscriber_->give_spare(std::move(copy_));
         else
             subscriber_->pass(view_.place);
@@ -88,9 +98,11 @@ private:
     Subscriber::View view_;
     nb::object owner_;
     SubscriberCore* subscriber_;
+    const bool copied_;
     std::unique_ptr<char[]> copy_;
     std::atomic<u32> exports_{0};
-    bool released_ = false;
+    bool released_ = false;  // nobody gets another view
+    bool ended_ = false;     // the slot is given back
 };
 
 // The messages of a batch, one memoryview after the other.

@@ -169,10 +169,11 @@ void bind_subscriber(nb::module_& m) {
         .def_prop_ro("is_closed", &SubscriberCore::is_closed)
         .def_prop_ro("is_forked", &SubscriberCore::is_forked);
 
-    nb::class_<Batch>(m, "Batch", nb::type_slots(batch_slots),
-                      "One batch of the log: a read-only buffer of its body, and its header.\n\n"
-                      "A context manager: leaving it releases the batch. A batch that nothing refers to any more is\n"
-                      "released, too. Views and arrays keep it, and the bytes of its slot, as they are.")
+    nb::class_<Batch>(
+        m, "Batch", nb::type_slots(batch_slots),
+        "One batch of the log: a read-only buffer of its body, and its header.\n\n"
+        "A context manager: leaving it releases the batch, or lets the last view or array of it do so.\n"
+        "A batch that nothing refers to any more is released, too. Until then the bytes stay as they are.")
         .def_prop_ro(
             "ticket", [](const Batch& b) { return b.view().ticket; }, "Its place in the broker's log.")
         .def_prop_ro("publisher_id", [](const Batch& b) { return b.header().publisher_id; })
@@ -239,12 +240,8 @@ void bind_subscriber(nb::module_& m) {
             },
             nb::sig("def __enter__(self) -> Batch"))
         .def(
-            "__exit__",
-            [](Batch& b, nb::handle kind, nb::handle, nb::handle) {
-                // Released inside, or an error is on its way whose traceback may keep views alive: it ends with them.
-                if (!b.released() && (kind.is_none() || b.exports() == 0)) b.release();
-            },
-            nb::arg("kind").none(), nb::arg("error").none(), nb::arg("traceback").none(),
+            "__exit__", [](Batch& b, nb::handle, nb::handle, nb::handle) { b.let_go(); }, nb::arg("kind").none(),
+            nb::arg("error").none(), nb::arg("traceback").none(),
             nb::sig("def __exit__(self, kind: object, error: object, traceback: object) -> None"))
         .def("__repr__", [](const Batch& b) {
             return "<Batch ticket=" + std::to_string(b.view().ticket) + ", publisher " +

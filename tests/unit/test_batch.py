@@ -355,16 +355,25 @@ def test_leaving_the_with_block_releases_the_batch() -> None:
         pass
 
 
-def test_leaving_the_with_block_while_a_view_is_alive_is_an_error() -> None:
+def test_leaving_the_with_block_lets_the_last_view_release_the_batch() -> None:
     reading = Reading()
-    batch = reading.fixed()
-    with pytest.raises(BufferError, match="still alive"), batch:
+    with reading.fixed() as batch:
+        message = next(batch.messages())
         array = batch.array()
-    assert not batch.released
+    assert batch.released
+    with pytest.raises(ClosedError):
+        batch.array()
+    with pytest.raises(BufferError):
+        memoryview(batch)
+    assert reading.released == 0  # the slot
     assert array.tobytes() == b"".join(FIXED)
-    assert reading.released == 0
     del array
-    batch.release()
+    assert reading.released == 0
+    assert bytes(message) == FIXED[0]
+    del message
+    assert reading.released == 1
+    del batch
+    assert reading.released == 1
 
 
 def test_an_error_in_the_with_block_comes_out_and_the_batch_ends_with_its_views() -> None:
@@ -376,8 +385,7 @@ def test_an_error_in_the_with_block_comes_out_and_the_batch_ends_with_its_views(
     with pytest.raises(KeyError), batch:
         array = batch.array()
         raise KeyError
-    assert not batch.released
-    del batch
+    assert batch.released
     assert reading.released == 1
     del array
     assert reading.released == 2
