@@ -20,7 +20,12 @@ def array(
     batch: _core.Batch, dtype: DTypeLike, shape: int | Sequence[int] | None = None
 ) -> NDArray[Any]:
     """A read-only array of the batch's messages. Raises `MisuseError` when it does not fit."""
-    kind = np.dtype(dtype)
+    try:
+        kind = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise MisuseError(
+            f"{dtype!r} is no dtype: {error}", "for example 'u1', or numpy.float32"
+        ) from None
     if kind.hasobject or kind.itemsize == 0:
         raise MisuseError(
             f"dtype {kind} cannot be read from a batch", "choose one of plain values, with a size"

@@ -161,12 +161,12 @@ class Broker:
         insecure: bool = False,
         socket_buffer: int | str | None = None,
     ) -> Listener:
-        """Lets publishers reach this broker in another way, too: "tcp://127.0.0.1:7400".
+        """Lets publishers and subscribers of other machines reach it, too: "tcp://127.0.0.1:7400".
 
         Port 0 takes a free one; the listener's `address` tells it. Its threads run until `stop()`
         of the listener or `close` of the broker; accepting is still `serve`'s. Does not block.
 
-        token: a secret that publishers have to know. It is never sent, but batches are readable
+        token: a secret that they have to know. It is never sent, but batches are readable
             on the way without `tls`, a context made by `embar_shm.tls.server_context`.
         insecure: listen on an address that others can reach, with neither token nor `tls`.
         socket_buffer: bytes that the kernel should hold for a connection, in each direction;
@@ -282,8 +282,9 @@ class Broker:
         return BrokerStats.of(self._monitor)
 
     def close(self) -> None:
-        """Accepts what is committed, tells the publishers, unlinks the segment. Idempotent.
+        """Accepts what is committed, tells everybody, unlinks the segment. Idempotent.
 
+        Subscribers on this machine read on by themselves; those of a listener get a few seconds.
         Waits for the thread that is in `serve`. Raises what ended the background thread. A SIGTERM
         or Ctrl-C meanwhile takes effect afterwards; a second one ends that wait, if it is for a
         thread that does not come back, and the segment is unlinked without it.

@@ -133,7 +133,10 @@ def _timeout(core: _core.SubscriberCore, ring: RingContext, waited: float) -> Em
         what = f"accepted {control['head']} batches, {publishers} publishers are connected"
     return WaitTimeout(
         f"no batch came on {ring.name} within {waited:.3g} s: {ring.describe_broker()} has {what}",
-        "is anybody publishing, and flushing what it publishes?",
+        "is anybody publishing, and flushing what it publishes?"
+        if not held
+        else f"this subscriber holds {held} batches (a loop variable holds one), and publishers whose "
+        "in_flight is not larger wait for them: release some; or nobody publishes, and flushes",
     )
 
 

@@ -1,4 +1,4 @@
-"""A ring of a publisher's own: where its batches wait while the broker is on another machine.
+"""A ring of a client's own: where batches wait for, or come from, a broker on another machine.
 
 Anonymous memory of this process with the layout of a segment, one row, and as many slots as batches
 may be in flight; so filling, committing and waiting are the same code as in a broker's ring.
@@ -41,7 +41,7 @@ class PrivateRing:
             raise NotEnoughSpace(
                 f"{slots} batches of {slot_bytes} bytes for {name} need {self.geometry.total_bytes}"
                 f" bytes of memory, which this process cannot get: {error}",
-                "connect with a smaller batch_size or in_flight",
+                "connect with a smaller in_flight; a publisher, with a smaller batch_size",
             ) from error
         _core.format_segment(
             self.memory, slots, slot_bytes, 1, 1, name[:128], boot_id(), time.time_ns()

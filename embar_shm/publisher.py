@@ -92,8 +92,10 @@ class Publisher:
         batch_size: a batch is committed when no further message fits into so many bytes. None: the
             broker's slot size.
         in_flight: slots this publisher may hold at a time, the open batch included. Small numbers
-            keep the ring in the cache; 1 waits for the broker after each batch. None: 2, or 1 if
-            the broker has no more slots.
+            keep the ring in the cache; 1 waits for the broker after each batch. It must exceed the
+            batches that a reliable subscriber keeps at a time, of which a ``for`` loop keeps one;
+            with one publisher and one subscriber 3 is the fastest. None: 2, or 1 if the broker has
+            no more slots.
         ack: 1: the broker acknowledges what is in its log, `wait_acked` waits for it; 0: nothing
             comes back.
         linger_ms: the longest time a message waits in a batch that does not fill up; 0: until

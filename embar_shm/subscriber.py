@@ -54,8 +54,8 @@ class Subscriber:
     `timeout` in seconds, None: forever; left out: the subscriber's. Blocks without the GIL, and
     Ctrl-C interrupts it. Raises `WaitTimeout`; when everything in the log was read `EndOfLog` (the
     broker stopped in order) or `BrokerGone` (it died); `CorruptBatch`, after which the next call
-    goes on with the batch behind; `ClosedError`. A lossy subscriber gets copies, and
-    ``batch.gap`` tells how many batches it has missed before.
+    goes on with the batch behind (over tcp it is the end); `ClosedError`. A lossy subscriber gets
+    copies, and ``batch.gap`` tells how many batches it has missed before.
     """
     poll: Callable[[], _core.Batch | None]
     """``poll()`` returns the next `Batch`, or None when there is none now. Raises like `next`."""
@@ -163,7 +163,8 @@ class Subscriber:
         the broker has heard that it need not keep anything; else it does not block.
 
         Batches without a view or array are released. Those with one keep their bytes, and a
-        reliable subscriber's hold their slots, until the last view is gone.
+        reliable subscriber's hold their slots, until the last view is gone; and with them, as the
+        log is released in order, everything after the oldest of them. Copy what is kept for long.
         """
         self._link.close()
 

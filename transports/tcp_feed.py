@@ -111,6 +111,7 @@ class Feeds:
             if remote is None:
                 return
             older, remote.link = remote.link, None
+            remote.gone_since = time.monotonic()
             if older is not None:
                 older.stream.shutdown()
                 remote.core.interrupt()
@@ -238,6 +239,8 @@ class Feeds:
         patience = time.monotonic() + self._limits.handshake
         while True:
             with self._lock:
+                if self._stopping or self._segment.monitor().control()["state"] == _STOPPED:
+                    raise self._stopped()
                 try:
                     core = self._take_row(link, subscribe, start)
                     break
@@ -257,18 +260,23 @@ class Feeds:
     def _take_row(self, link: Link, subscribe: Subscribe, start: int) -> _core.FeedCore:
         segment = self._segment
         host, _ = parse_endpoint(link.stream.peer.removeprefix("tcp://"))
-        return _core.FeedCore(
-            segment.memory,
-            take_subscriber_row(segment, patience=0),
-            segment.lock_fd,
-            fitting_name(subscribe.name, f" on {host}"),  # the row has the pid of the broker
-            subscribe.mode is Mode.LOSSY,
-            start,
-            subscribe.ticket,
-            WAIT_MODES["adaptive"],
-            _SPIN_US,
-            available_cpus(),
-        )
+        row = take_subscriber_row(segment, patience=0)
+        try:
+            return _core.FeedCore(
+                segment.memory,
+                row,
+                segment.lock_fd,
+                fitting_name(subscribe.name, f" on {host}"),  # the row has the pid of the broker
+                subscribe.mode is Mode.LOSSY,
+                start,
+                subscribe.ticket,
+                WAIT_MODES["adaptive"],
+                _SPIN_US,
+                available_cpus(),
+            )
+        except BaseException:
+            _core.unlock(segment.lock_fd, _core.subscriber_lock(row))
+            raise
 
     def _check(self, answer: str, subscribe: Subscribe) -> None:
         """Raises why the broker has not admitted a subscriber."""

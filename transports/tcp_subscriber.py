@@ -209,7 +209,9 @@ class TcpSubscriberLink(ReadingLink):
         try:
             while (error := self._serve(self._session)) is not None:
                 if not isinstance(error, _PASSING):
-                    raise error
+                    self._fail(error)
+                    self._say_goodbye_again()  # that broker need keep nothing
+                    return
                 self._private.lost_because = error.message
                 self._private.lost_at = time.monotonic()
                 done = self._hanging_up.is_set() or self._has_all
@@ -219,8 +221,7 @@ class TcpSubscriberLink(ReadingLink):
                 self._session = session
                 self._private.lost_at = None
         except EmbarError as error:
-            # Without its traceback: the frames in there refer back to this object.
-            self._private.failure = type(error)(error.message, error.hint)
+            self._fail(error)
         except Exception as error:  # a bug of ours, or no thread can be started
             failure = BrokerGone(f"receiving from {self._private.name} failed: {error!r}")
             self._private.failure = failure
@@ -228,6 +229,11 @@ class TcpSubscriberLink(ReadingLink):
         finally:
             self._core.end()
             self._receiver_ended.set()
+
+    def _fail(self, error: EmbarError) -> None:
+        # Without its traceback: the frames in there refer back to this object.
+        self._private.failure = type(error)(error.message, error.hint)
+        self._core.end()  # the reader hears it now
 
     def _next_session(self, why: EmbarError) -> SubscriberSession | None:
         """None: it is not needed any more."""

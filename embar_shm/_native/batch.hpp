@@ -58,9 +58,11 @@ public:
     }
     // A read-only memoryview of `bytes` at `data` in the body, which keeps the batch alive. New reference, or null.
     PyObject* view_of(PyObject* self, const char* data, u64 bytes) const noexcept {
+        const int collecting = PyGC_Disable();  // a finalizer that reads messages would use up the window
         window() = {this, data, bytes};
         PyObject* v = PyMemoryView_FromObject(self);
         window() = {};
+        if (collecting) PyGC_Enable();
         return v;
     }
     int get_buffer(PyObject* self, Py_buffer* buffer, int flags) noexcept {

@@ -26,7 +26,13 @@ SubscriberCore* subscriber_of(PyObject* self) {
 
 PyObject* new_batch(PyObject* self, SubscriberCore* s, const Subscriber::View& v, std::unique_ptr<char[]> copy) {
     static const nb::handle type = nb::type<Batch>();
-    nb::object b = nb::inst_alloc(type);
+    nb::object b;
+    try {
+        b = nb::inst_alloc(type);
+    } catch (...) {  // no memory: it is taken, and nobody will release it
+        if (!copy) s->pass(v.place);
+        throw;
+    }
     new (nb::inst_ptr<Batch>(b)) Batch(nb::borrow(self), s, v, std::move(copy));
     nb::inst_mark_ready(b);
     return b.release().ptr();

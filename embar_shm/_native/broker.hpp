@@ -196,7 +196,10 @@ public:
         if (n == 0) return 0;
         // Again, seq_cst: the condition of the subscribers' eventcount. One wake-up for all of a sweep.
         ring_.control().head.store(head_, std::memory_order_seq_cst);
-        if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
+        if (later || !crowd() || now_ns() - told_ns_ >= kNewsEveryNs)
+            tell();
+        else
+            untold_ = true;
         if (later || gates_.any_reliable())  // else the release that follows wakes them
             for (u64 t = before; t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
         return n;
@@ -234,6 +237,7 @@ public:
             if (stop_.load(std::memory_order_seq_cst)) {
                 if (last == kNoTicket) last = head_ + ring_.geometry().tickets;
                 if (n == 0 || head_ >= last) {
+                    if (untold_) tell();
                     release(false);
                     return Result::Stopped;
                 }
@@ -243,6 +247,8 @@ public:
             const bool called = c.look_around.load(std::memory_order_seq_cst) != 0;
             if (called) attend();
             const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
+            const bool due = now >= deadline_ns || now - told_ns_ >= kNewsEveryNs;
+            if (untold_ && (due || wanted || c.quota_waiters.load(std::memory_order_seq_cst))) tell();
             if (now >= next_reap_ || (wanted && n == 0 && !called)) {
                 reap();
                 next_reap_ = now + kReapEveryNs;
@@ -251,13 +257,22 @@ public:
                 release(wanted);
                 return Result::TimedOut;
             }
-            if (n > 0) continue;
+            if (n > 0) {
+                idle_ = 0;
+                continue;
+            }
             if (gates_.reap_slowest()) continue;  // the dead hold nothing back
             const u64 gate = gates_.lowest(head_);
             if (passed_ < gate) continue;  // somebody passed it, or left, after the sweep: nobody will wake us for that
             const u32 slowest = gates_.watch();
             bool missed = false;
             Histogram::add(c.sleeps, 1);
+            c.news_held_back.store(untold_, std::memory_order_seq_cst);  // pairs with PublisherRow::wait_space()
+            // A subscriber that holds batches may die: soon to be seen while somebody waits or did a moment ago, and
+            // seldom looked for where one just keeps the last batch and nothing happens.
+            const bool waited_for = wanted || c.quota_waiters.load(std::memory_order_relaxed) != 0;
+            idle_ = waited_for || !slowest ? 0 : std::min(idle_ + 1, kMostIdle);
+            const u64 longest = !waited_for && !slowest ? kMaxSleepNs : std::min(kWantedSleepNs << idle_, kMaxSleepNs);
             const unsigned attached =
                 c.attached.load(std::memory_order_relaxed) + c.subscribers.load(std::memory_order_relaxed);
             const Wait w = sleep_unless(
@@ -265,14 +280,19 @@ public:
                     return ring_.holds(head_) || stop_.load(std::memory_order_seq_cst) ||
                            c.look_around.load(std::memory_order_seq_cst) != 0 ||
                            (slowest && (gates_.lowest(head_) > gate || gates_.slowest() != slowest)) ||
+                           (untold_ && (c.quota_waiters.load(std::memory_order_seq_cst) ||
+                                        c.space_waiters.load(std::memory_order_seq_cst))) ||
                            (released_ < std::min(passed_, gate) && c.space_waiters.load(std::memory_order_seq_cst) &&
                             !ring_.any_free());
                 },
                 c.event, c.sleeping, deadline_ns, spin_.budget_ns(1 + attached),
-                wanted || slowest ? kWantedSleepNs : kMaxSleepNs, missed);
+                untold_ ? told_ns_ + kNewsEveryNs - now : longest, missed);
             spin_.outcome(w == Wait::Ready);
             if (missed) Histogram::add(c.missed_wakeups, 1);
-            if (w == Wait::Interrupted) return Result::Interrupted;
+            if (w == Wait::Interrupted) {
+                if (untold_) tell();
+                return Result::Interrupted;
+            }
         }
     }
 
@@ -300,6 +320,16 @@ public:
     }
 
 private:
+    // Do subscribers have to take turns on the CPUs? Waking all of them for each batch of a steady flow would leave
+    // little time for the rest, so they hear of several at a time: of the first at once, of those that follow within
+    // kNewsEveryNs together, or as soon as a publisher has to wait.
+    bool crowd() const noexcept { return gates_.count_of_all() > spin_.cpus(); }
+    void tell() noexcept {
+        untold_ = false;
+        if (crowd()) told_ns_ = now_ns();
+        if (gates_.tell()) Histogram::add(ring_.control().wakes_sent, 1);
+    }
+
     // Looks after those who called: they join, have left, or have given a slot back.
     void attend() noexcept {
         Control& c = ring_.control();
@@ -318,6 +348,8 @@ private:
     static constexpr int kBriefLooks = 200;
     static constexpr u64 kReapEveryNs = 50'000'000;   // while busy
     static constexpr u64 kWantedSleepNs = 5'000'000;  // while somebody waits for a slot
+    static constexpr u64 kNewsEveryNs = 100'000;      // while subscribers are a crowd
+    static constexpr u32 kMostIdle = 5;               // doublings of kWantedSleepNs
 
     struct Peer {
         u64 accepted_seq = 0;
@@ -411,6 +443,9 @@ private:
     u64 passed_ = 0;    // the oldest ticket that a subscriber has not passed
     u64 released_ = 0;  // the oldest ticket that holds its slot
     u64 next_reap_ = 0;
+    u32 idle_ = 0;         // sleeps since something was accepted, up to kMostIdle
+    u64 told_ns_ = 0;      // when the crowd was told
+    bool untold_ = false;  // `head` has moved since
     u32 next_waiter_ = 0;
     std::atomic<bool> stop_{false};
     const char* corruption_ = nullptr;

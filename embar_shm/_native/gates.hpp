@@ -49,6 +49,7 @@ public:
     // Row + 1 of the subscriber at the last lowest(); 0: none holds anything back.
     u32 slowest() const noexcept { return slowest_; }
     bool any_reliable() const noexcept { return !reliable_.empty(); }
+    u32 count_of_all() const noexcept { return static_cast<u32>(reliable_.size()) + lossy_; }
     // Before the broker sleeps: that one is to wake it. seq_cst: pairs with the load in Subscriber::advance().
     u32 watch() noexcept {
         ring_.control().slowest.store(slowest_, std::memory_order_seq_cst);
@@ -98,7 +99,7 @@ public:
         u32 gone = 0;
         for (u32 i = 0; i < rows_.size(); ++i) gone += reap_row(i);
         if (gone) count();
-        ring_.control().subscribers.store(taken(), std::memory_order_relaxed);
+        ring_.control().subscribers.store(count_of_all(), std::memory_order_relaxed);
         return gone;
     }
     // The same for the one the last lowest() found, about 0.5 us. => true: look at lowest() again.
@@ -149,9 +150,8 @@ private:
             if (rows_[i].kind == Kind::Reliable) reliable_.push_back(i);
             if (rows_[i].kind == Kind::Lossy) ++lossy_;
         }
-        ring_.control().subscribers.store(taken(), std::memory_order_relaxed);
+        ring_.control().subscribers.store(count_of_all(), std::memory_order_relaxed);
     }
-    u32 taken() const noexcept { return static_cast<u32>(reliable_.size()) + lossy_; }
 
     Ring ring_;
     int lock_fd_;

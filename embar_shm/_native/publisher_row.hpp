@@ -79,14 +79,19 @@ public:
             waiting_since_ = row_options_.timed ? now_ns() : 1;  // not 0: it waits
             Histogram::add(row_->space_waits, 1);
         }
-        if (in_flight() >= row_options_.quota)
-            return sleep_slice(
+        Control& c = ring_.control();
+        if (in_flight() >= row_options_.quota) {
+            c.quota_waiters.fetch_add(1, std::memory_order_seq_cst);  // pairs with Broker::serve()
+            if (c.news_held_back.load(std::memory_order_seq_cst)) wake_if_sleeping(c.event, c.sleeping);
+            const Wait w = sleep_slice(
                 [this, seq] {
                     return in_flight() < row_options_.quota || accepted_seq() >= seq || no_more_batches() ||
                            interrupted();
                 },
                 deadline_ns);
-        Control& c = ring_.control();
+            c.quota_waiters.fetch_sub(1, std::memory_order_relaxed);
+            return w;
+        }
         row_->wants_any_slot.store(1, std::memory_order_seq_cst);
         c.space_waiters.store(1, std::memory_order_seq_cst);  // pairs with Broker::wake_one_space_waiter()
         wake_if_sleeping(c.event, c.sleeping);                // a dead owner's slots may be waiting to be reaped
@@ -219,7 +224,9 @@ protected:
     template <class Ready>
     Wait sleep_slice(Ready&& ready, u64 deadline_ns) noexcept {
         bool missed = false;
-        const unsigned participants = 1 + ring_.control().attached.load(std::memory_order_relaxed);
+        const Control& c = ring_.control();
+        const unsigned participants =
+            1 + c.attached.load(std::memory_order_relaxed) + c.subscribers.load(std::memory_order_relaxed);
         const Wait w = sleep_unless(ready, row_->event, row_->sleeping, deadline_ns, spin_.budget_ns(participants),
                                     kMaxSleepNs, missed);
         spin_.outcome(w == Wait::Ready);

@@ -118,6 +118,7 @@ public:
 
     // Was spinning asked for, whatever else runs?
     bool spins() const noexcept { return options_.mode == WaitMode::Spin; }
+    unsigned cpus() const noexcept { return options_.cpus; }
     // How long to spin now; `participants` processes share this ring.
     std::uint64_t budget_ns(unsigned participants) noexcept {
         if (options_.mode == WaitMode::Block) return 0;

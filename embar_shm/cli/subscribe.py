@@ -158,7 +158,8 @@ def _summary(address: str, drain: Drain, subscriber: es.Subscriber) -> dict[str,
         "payload_bytes": drain.payload_bytes,
         "batches": drain.batches,
         "lost_batches": drain.lost,
-        "position": f"{position.log}:{position.ticket}",
+        # The rest of a batch that `count` has cut comes again from there, rather than never.
+        "position": f"{position.log}:{position.ticket if drain.cut_at is None else drain.cut_at}",
         "elapsed_seconds": elapsed,  # since the first batch
         "messages_per_second": drain.messages / elapsed if elapsed else 0.0,
         "bytes_per_second": drain.payload_bytes / elapsed if elapsed else 0.0,

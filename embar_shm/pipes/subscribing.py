@@ -36,6 +36,8 @@ class Drain:
         self.payload_bytes = 0
         self.batches = 0
         self.lost = 0
+        self.cut_at: int | None = None
+        """Ticket of a batch of which `count` has left messages over."""
         """Batches that were overwritten before they could be read."""
         self.reader_is_gone = False
         self.first_at: float | None = None
@@ -102,6 +104,7 @@ class Drain:
         count, payload = batch.count, batch.payload_bytes
         if self._count is not None and self._count - self.messages < count:
             count = self._count - self.messages
+            self.cut_at = batch.ticket
             payload = sum(map(len, islice(batch.messages(), count)))
         self._writer(self._output, batch, count)
         self.messages += count

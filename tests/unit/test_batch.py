@@ -282,12 +282,33 @@ def test_messages_of_different_sizes_make_no_one_array() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["no such", 5.5, object()], ids=["name", "float", "object"])
-def test_a_dtype_that_numpy_does_not_know_is_numpys_error(dtype: Any) -> None:
+def test_a_dtype_that_numpy_does_not_know_is_refused_with_its_reason(dtype: Any) -> None:
     reading = Reading()
     batch = reading.fixed()
-    with pytest.raises(TypeError):
+    with pytest.raises(MisuseError, match=r"is no dtype: "):
         batch.array(dtype)
     assert reading.core.pinned == 0
+
+
+def test_a_finalizer_that_reads_messages_does_not_change_what_a_message_is() -> None:
+    reading = Reading()
+    batch = reading.fixed()
+
+    class Reads:
+        def __init__(self) -> None:
+            self.me = self  # garbage that only a collection finds
+
+        def __del__(self) -> None:
+            next(batch.messages())
+
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)  # a collection at every allocation it counts
+    try:
+        for _ in range(200):
+            Reads()
+            assert [m.nbytes for m in batch.messages()] == [len(m) for m in FIXED]
+    finally:
+        gc.set_threshold(*before)
 
 
 # --- releasing ------------------------------------------------------------------------------------
