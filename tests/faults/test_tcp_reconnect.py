@@ -90,7 +90,7 @@ def test_the_conversation_has_the_bytes_that_are_cut(listening: Callable[..., Li
     there = listening(token=TOKEN)
     with there.log:
         converse(there, 1, one_by_one=True)
-    assert there.proxy.passed == {"up": UP, "down": DOWN}
+        wait_until(lambda: there.proxy.passed == {"up": UP, "down": DOWN}, "those bytes, no others")
     assert there.proxy.connections == 1
 
 
