@@ -135,8 +135,8 @@ def _timeout(core: _core.SubscriberCore, ring: RingContext, waited: float) -> Em
         f"no batch came on {ring.name} within {waited:.3g} s: {ring.describe_broker()} has {what}",
         "is anybody publishing, and flushing what it publishes?"
         if not held
-        else f"this subscriber holds {held} batches (a loop variable holds one), and publishers "
-        "whose in_flight is not larger wait for them: release some; or nobody publishes, and flushes",
+        else f"this subscriber holds {held} batches (a loop variable holds one): publishers whose "
+        "in_flight is not larger wait for them. Else, is anybody publishing, and flushing?",
     )
 
 

@@ -52,7 +52,8 @@ nb::dict structs() {
         nb::list fields;
         FIELD(tail), FIELD(head), FIELD(released), FIELD(event), FIELD(sleeping), FIELD(space_waiters);
         FIELD(look_around), FIELD(state), FIELD(epoch), FIELD(broker_pid), FIELD(attached), FIELD(news),
-            FIELD(news_sleepers), FIELD(slowest), FIELD(subscribers), FIELD(batches);
+            FIELD(news_sleepers), FIELD(slowest), FIELD(subscribers), FIELD(news_held_back), FIELD(quota_waiters),
+            FIELD(batches);
         FIELD(messages), FIELD(payload_bytes), FIELD(duplicated), FIELD(out_of_order), FIELD(corrupt);
         FIELD(reaped_publishers), FIELD(reaped_slots), FIELD(reaped_subscribers), FIELD(sleeps), FIELD(wakes_sent),
             FIELD(missed_wakeups);

@@ -71,7 +71,10 @@ def test_every_document_can_be_found_from_the_readme() -> None:
 
 def test_both_lines_that_newcomers_copy_are_marked_and_complete() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
-    for marker, end in [("main line", "embar-shm run --transport shm"), ("test line", "pytest")]:
+    for marker, end in [
+        ("main line", "embar-shm run --transport shm"),
+        ("test line", "pytest -n 4"),
+    ]:
         found = re.search(rf"<!-- {marker} -->\n```sh\n(.*)\n```", README)
         assert found
         line = found[1]
