@@ -198,7 +198,7 @@ struct Control {
     std::atomic<u32> slowest;
     std::atomic<u32> subscribers;  // in the table
     // The broker sleeps with news that it has not told yet: a publisher about to wait for its quota wakes it.
-    std::atomic<u32> news_held_back;
+    alignas(kLine) std::atomic<u32> news_held_back;
     std::atomic<u32> quota_waiters;  // publishers that wait for it; too many (one died) only cost wake-ups
     // Statistics, broker only.
     alignas(kLine) std::atomic<u64> batches;

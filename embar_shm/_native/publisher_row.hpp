@@ -225,8 +225,9 @@ protected:
     Wait sleep_slice(Ready&& ready, u64 deadline_ns) noexcept {
         bool missed = false;
         const Control& c = ring_.control();
+        // One subscriber may be the broker's own thread.
         const unsigned participants =
-            1 + c.attached.load(std::memory_order_relaxed) + c.subscribers.load(std::memory_order_relaxed);
+            c.attached.load(std::memory_order_relaxed) + std::max(1U, c.subscribers.load(std::memory_order_relaxed));
         const Wait w = sleep_unless(ready, row_->event, row_->sleeping, deadline_ns, spin_.budget_ns(participants),
                                     kMaxSleepNs, missed);
         spin_.outcome(w == Wait::Ready);
