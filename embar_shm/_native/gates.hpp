@@ -127,7 +127,9 @@ private:
         }
         // Else only the kernel's word counts. While we hold the byte, nobody can take the row.
         if (lock_fd_ < 0 || !try_lock_byte(lock_fd_, subscriber_lock(i))) return false;
-        Histogram::add(ring_.control().reaped_subscribers, 1);
+        // It may have left in order since the first look. Acquire: then it is this that orders its last reads before.
+        if (row.state.load(std::memory_order_acquire) != static_cast<u32>(SubscriberState::Closed))
+            Histogram::add(ring_.control().reaped_subscribers, 1);
         clear(i);
         unlock_byte(lock_fd_, subscriber_lock(i));
         return true;
