@@ -22,7 +22,7 @@ from embar_shm.errors import (
 from embar_shm.private_ring import PrivateRing
 from embar_shm.segment import Segment
 
-__all__ = ["bad_framing", "subscriber_error", "subscribers_full"]
+__all__ = ["bad_framing", "position_lost", "subscriber_error", "subscribers_full"]
 
 _STRAY_WRITE = "some process wrote into memory that is not its own; look at its publisher"
 
@@ -41,7 +41,8 @@ def subscriber_error(core: _core.SubscriberCore, status: str, number: float) -> 
                 "subscribers are admitted by Broker.serve(): is it running?",
             )
         case "refused":
-            return _position_lost(ring, core.index)
+            asked = ring.monitor().subscriber(core.index)["start_ticket"]
+            return position_lost(ring, asked)
         case "end":
             if (why := ring.explain_end()) is not None:
                 return type(why)(why.message, why.hint)
@@ -140,10 +141,9 @@ def _timeout(core: _core.SubscriberCore, ring: RingContext, waited: float) -> Em
     )
 
 
-def _position_lost(ring: RingContext, index: int) -> EmbarError:
-    monitor = ring.monitor()
-    asked = monitor.subscriber(index)["start_ticket"]
-    control = monitor.control()
+def position_lost(ring: RingContext, asked: int) -> PositionLost:
+    """The error for a ticket that the log does not hold."""
+    control = ring.monitor().control()
     oldest, newest = control["released"], control["head"]
     what = "was never written" if asked > newest else "is overwritten"
     holds = f"{oldest} to {newest - 1}" if newest > oldest else f"none; the next is {newest}"

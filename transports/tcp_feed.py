@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from embar_shm import _core
 from embar_shm.cpus import available_cpus
+from embar_shm.diagnose_subscriber import position_lost
 from embar_shm.errors import (
     BrokerGone,
     BrokerRestarted,
@@ -284,16 +285,7 @@ class Feeds:
             case "yes":
                 return
             case "no":
-                words = self._segment.monitor().control()
-                oldest, newest = words["released"], words["head"] - 1
-                holds = f"{oldest} to {newest}" if newest >= oldest else f"none below {oldest}"
-                what = "was never written" if subscribe.ticket > newest else "is overwritten"
-                raise PositionLost(
-                    f"ticket {subscribe.ticket} of {self._segment.name} {what}: the log holds "
-                    f"tickets {holds}",
-                    "begin at 'earliest' or 'latest'; a broker with retain=N keeps the last N "
-                    "batches",
-                )
+                raise position_lost(self._segment, subscribe.ticket)
             case "timeout":
                 raise WaitTimeout(
                     f"the broker {self._segment.name} has not admitted the subscriber within "

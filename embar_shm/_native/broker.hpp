@@ -173,10 +173,11 @@ public:
             where.owner = kLogOwner;
             ring_.inherit(where);
         }
+        // Acquire: if it left in order since reap() looked, this orders its last writes before.
+        if (row.state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Active))
+            Histogram::add(c.reaped_publishers, 1);
         const u32 slots = ring_.reap_slots(i);
         Histogram::add(c.reaped_slots, slots);
-        if (row.state.load(std::memory_order_relaxed) == static_cast<u32>(EntryState::Active))
-            Histogram::add(c.reaped_publishers, 1);
         peers_[i] = Peer{};
         clear(row);
         row.state.store(static_cast<u32>(EntryState::Free), std::memory_order_release);

@@ -186,10 +186,6 @@ protected:
         Histogram::add(row_->payload_bytes, h.payload_bytes);
         row_->committed_seq.store(committed_, std::memory_order_release);
         if (wake_if_sleeping(ring_.control().event, ring_.control().sleeping)) Histogram::add(row_->wakes_sent, 1);
-        // The next slot most likely is the one before this: have its lines here by then. For small batches these
-        // misses are most of what a batch costs.
-        ring_.prefetch_for_claim(last_slot_);
-        last_slot_ = slot_;
         return Status::Ok;
     }
 
@@ -246,7 +242,6 @@ protected:
     u64 committed_ = 0;
     u64 released_seen_ = 0;  // of them no longer in flight, at the last look: the broker's word is read when it matters
     u32 slot_ = 0;
-    u32 last_slot_ = 0;
     u64 generation_ = 0;
     u64 opened_ns_ = 0;  // when the slot was claimed
     u64 waiting_since_ = 0;

@@ -147,13 +147,6 @@ public:
         }
         return false;
     }
-    // Brings what a claim of `s` and the first bytes of its batch will write into this CPU's cache.
-    void prefetch_for_claim(u32 s) const noexcept {
-        __builtin_prefetch(&slot(s).word, 1);
-        __builtin_prefetch(header_of(s), 1);
-        __builtin_prefetch(header_of(s) + 64, 1);
-        __builtin_prefetch(payload_of(s), 1);
-    }
     // Frees a slot that was claimed and not committed. seq_cst: as in release().
     void give_back(u32 s, u64 generation) const noexcept {
         slot(s).word.store(slot_word::free(generation + 1), std::memory_order_seq_cst);
