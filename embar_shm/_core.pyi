@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 
 MAGIC: int = 3552575203764751685
 
-LAYOUT_VERSION: int = 2
+LAYOUT_VERSION: int = 3
 
 FEATURES: int = 0
 

@@ -50,7 +50,8 @@ nb::dict structs() {
     {
         using Struct = Control;
         nb::list fields;
-        FIELD(tail), FIELD(head), FIELD(released), FIELD(event), FIELD(sleeping), FIELD(space_waiters);
+        FIELD(tail), FIELD(head), FIELD(released), FIELD(releasing), FIELD(event), FIELD(sleeping),
+            FIELD(space_waiters);
         FIELD(look_around), FIELD(state), FIELD(epoch), FIELD(broker_pid), FIELD(attached), FIELD(news),
             FIELD(news_sleepers), FIELD(slowest), FIELD(subscribers), FIELD(news_held_back), FIELD(quota_waiters),
             FIELD(batches);
@@ -64,7 +65,8 @@ nb::dict structs() {
         using Struct = PublisherEntry;
         nb::list fields;
         FIELD(state), FIELD(pid), FIELD(publisher_id), FIELD(incarnation), FIELD(attached_ns), FIELD(quota);
-        FIELD(ack), FIELD(accepted_seq), FIELD(released_batches), FIELD(accepted_messages), FIELD(accepted_bytes);
+        FIELD(ack), FIELD(remote), FIELD(accepted_seq), FIELD(released_batches), FIELD(accepted_messages),
+            FIELD(accepted_bytes);
         FIELD(fault), FIELD(fault_seq), FIELD(event), FIELD(sleeping), FIELD(wants_any_slot), FIELD(committed_seq);
         FIELD(messages), FIELD(payload_bytes), FIELD(space_waits), FIELD(ack_waits), FIELD(wakes_sent);
         FIELD(missed_wakeups), FIELD(nontemporal_batches), FIELD(buffer_write), FIELD(get_buffer);
@@ -74,7 +76,8 @@ nb::dict structs() {
     {
         using Struct = SubscriberEntry;
         nb::list fields;
-        FIELD(state), FIELD(pid), FIELD(mode), FIELD(start), FIELD(start_ticket), FIELD(attached_ns), FIELD(name);
+        FIELD(state), FIELD(pid), FIELD(mode), FIELD(start), FIELD(start_ticket), FIELD(attached_ns), FIELD(remote_id),
+            FIELD(remote_incarnation), FIELD(name);
         FIELD(cursor), FIELD(next), FIELD(moved_ns), FIELD(batches), FIELD(messages), FIELD(payload_bytes);
         FIELD(lost), FIELD(corrupt), FIELD(waits), FIELD(missed_wakeups);
         all["SubscriberEntry"] = nb::make_tuple(sizeof(Struct), fields);

@@ -35,6 +35,7 @@ public:
         d["tail"] = value(c.tail);
         d["head"] = value(c.head);
         d["released"] = value(c.released);
+        d["releasing"] = value(c.releasing);
         d["state"] = value(c.state);
         d["epoch"] = value(c.epoch);
         d["broker_pid"] = value(c.broker_pid);
@@ -66,6 +67,7 @@ public:
         d["attached_ns"] = value(p.attached_ns);
         d["quota"] = value(p.quota);
         d["ack"] = value(p.ack);
+        d["remote"] = value(p.remote);
         d["accepted_seq"] = value(p.accepted_seq);
         d["released_batches"] = value(p.released_batches);
         d["accepted_messages"] = value(p.accepted_messages);
@@ -96,6 +98,8 @@ public:
             nb::steal<nb::str>(PyUnicode_DecodeUTF8(called, static_cast<Py_ssize_t>(strlen(called)), "replace"));
         d["mode"] = value(s.mode) == static_cast<u32>(SubscribeMode::Lossy) ? "lossy" : "reliable";
         d["start_ticket"] = value(s.start_ticket);
+        d["remote_id"] = value(s.remote_id);
+        d["remote_incarnation"] = value(s.remote_incarnation);
         d["attached_ns"] = value(s.attached_ns);
         d["cursor"] = value(s.cursor);
         d["next"] = value(s.next);

@@ -425,7 +425,7 @@ private:
                         &row.payload_bytes, &row.space_waits, &row.ack_waits, &row.wakes_sent, &row.missed_wakeups,
                         &row.nontemporal_batches})
             w->store(0, std::memory_order_relaxed);
-        for (auto* w : {&row.quota, &row.ack, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
+        for (auto* w : {&row.quota, &row.ack, &row.remote, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
             w->store(0, std::memory_order_relaxed);
         for (auto* h :
              {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack, &row.receive})

@@ -138,8 +138,9 @@ private:
         SubscriberEntry& row = ring_.subscriber(i);
         rows_[i] = Row{};
         for (auto* w : {&row.pid, &row.mode, &row.start}) w->store(0, std::memory_order_relaxed);
-        for (auto* w : {&row.start_ticket, &row.attached_ns, &row.cursor, &row.next, &row.moved_ns, &row.batches,
-                        &row.messages, &row.payload_bytes, &row.lost, &row.corrupt, &row.waits, &row.missed_wakeups})
+        for (auto* w : {&row.start_ticket, &row.attached_ns, &row.remote_id, &row.remote_incarnation, &row.cursor,
+                        &row.next, &row.moved_ns, &row.batches, &row.messages, &row.payload_bytes, &row.lost,
+                        &row.corrupt, &row.waits, &row.missed_wakeups})
             w->store(0, std::memory_order_relaxed);
         std::memset(row.name, 0, sizeof row.name);
         row.state.store(static_cast<u32>(SubscriberState::Free), std::memory_order_release);

@@ -29,7 +29,7 @@ using u32 = std::uint32_t;
 using u64 = std::uint64_t;
 
 inline constexpr u64 kMagic = 0x314d485352424d45ULL;  // "EMBRSHM1", little endian
-inline constexpr u32 kLayoutVersion = 2;
+inline constexpr u32 kLayoutVersion = 3;
 inline constexpr u64 kFeatures = 0;        // features a reader must understand; none exist yet
 inline constexpr std::size_t kLine = 128;  // two cache lines: the adjacent-line prefetcher pairs them
 inline constexpr std::size_t kPage = 4096;
@@ -174,14 +174,16 @@ inline bool well_formed(const BatchHeader& h, u64 slot_bytes) noexcept {
 enum class BrokerState : u32 {
     Starting = 0,
     Serving = 1,
-    Stopping = 2,  // accepts what is committed; nobody may begin another batch
-    Stopped = 3,   // accepts nothing any more
+    Stopping = 2,     // accepts what is committed; nobody may begin another batch
+    Stopped = 3,      // accepts nothing any more
+    Quarantined = 4,  // the words made no sense to a broker: nobody uses them any more, until an operator has looked
 };
 
 struct Control {
     alignas(kLine) std::atomic<u64> tail;  // next ticket to commit; advanced by anybody (helping)
     alignas(kLine) std::atomic<u64> head;  // next ticket to accept; broker only
     std::atomic<u64> released;             // oldest ticket that can still be read; broker only
+    std::atomic<u64> releasing;            // journal of a release: the entry of ticket `released` as it was before
     // Eventcount of the broker. `sleeping` is set by the broker, taken back by whoever wakes it.
     alignas(kLine) std::atomic<u32> event;
     std::atomic<u32> sleeping;
@@ -235,6 +237,7 @@ struct PublisherEntry {
     std::atomic<u64> attached_ns;
     std::atomic<u32> quota;
     std::atomic<u32> ack;
+    std::atomic<u32> remote;  // the broker's process holds the row for a publisher on a network: it outlives the broker
     // Written by the broker.
     alignas(kLine) std::atomic<u64> accepted_seq;  // every batch 1..accepted_seq is wholly in the log
     std::atomic<u64> released_batches;             // that every subscriber has passed: no longer in flight
@@ -283,6 +286,8 @@ struct SubscriberEntry {
     std::atomic<u32> start;
     std::atomic<u64> start_ticket;
     std::atomic<u64> attached_ns;
+    std::atomic<u64> remote_id;           // of a subscriber on a network that comes back, for which the broker's
+    std::atomic<u64> remote_incarnation;  // process holds the row: it outlives the broker. Else 0
     char name[64];
     // Written by the subscriber, but for the broker's answer to a request.
     alignas(kLine) std::atomic<u64> cursor;  // every ticket below it is released by this subscriber
