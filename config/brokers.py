@@ -100,7 +100,8 @@ class BrokerConfig(Fields):
         default=False, description="Listen beyond this machine with neither token nor TLS."
     )
     replace_dead: Boolean = Field(
-        default=False, description="Replace the ring of a broker that was killed."
+        default=False,
+        description="Replace the ring of a broker that was killed, instead of going on with it.",
     )
 
 

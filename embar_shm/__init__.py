@@ -48,6 +48,7 @@ from embar_shm.errors import (
 from embar_shm.publisher import Publisher
 from embar_shm.readers import SubscriberStatus
 from embar_shm.subscriber import Subscriber
+from embar_shm.takeover import Recovery
 from embar_shm.transports.base import Position, PublisherStats, SubscriberStats
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "ProtocolError",
     "Publisher",
     "PublisherStats",
+    "Recovery",
     "ResourceError",
     "RunFailed",
     "Subscriber",

@@ -82,6 +82,11 @@ def die_with_parent(parent: int, signal: int) -> None:
 def last_level_cache() -> int:
     """Size in bytes of the last-level cache, as the copy rule sees it."""
 
+def check_ring(buffer: Buffer) -> list[tuple[str, str]]:
+    """
+    The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. Beside a living broker words change between two looks: what counts is what others find, too.
+    """
+
 class Monitor:
     """
     Read-only look at the counters of a mapped ring; costs its users nothing.
@@ -105,6 +110,12 @@ class Monitor:
 
     def slots(self) -> list[tuple[int, int, int, int]]:
         """Per slot: (slot, owner index or -1, generation, held for ns)."""
+
+    @property
+    def damage(self) -> str:
+        """
+        What was wrong when a broker quarantined the segment; empty: nothing was.
+        """
 
     @property
     def max_publishers(self) -> int: ...
@@ -183,6 +194,34 @@ class BrokerCore:
         """Tells all that nothing will be accepted any more."""
 
     @property
+    def recovered(self) -> dict[str, int]:
+        """
+        What was found when it began: batches accepted (head), still unread and unaccepted, steps of the broker before it that were finished, slots that were being filled from a network.
+        """
+
+    @property
+    def first_accept_ns(self) -> int | None:
+        """CLOCK_MONOTONIC of the first batch it accepted, or None."""
+
+    @property
+    def adopted_publishers(self) -> list[dict[str, int]]:
+        """
+        Rows of publishers on a network, which the broker before it has left, and it keeps.
+        """
+
+    @property
+    def adopted_subscribers(self) -> list[dict[str, int]]:
+        """The same for subscribers."""
+
+    def take_over_publisher(self, index: int, lock_fd: int) -> bool:
+        """
+        Moves the lock of a row it keeps to another descriptor, from any thread; False: it is not kept any more.
+        """
+
+    def take_over_subscriber(self, index: int, lock_fd: int) -> bool:
+        """The same for a subscriber's row."""
+
+    @property
     def corruption(self) -> str | None:
         """What is wrong with the segment, or None."""
 
@@ -208,6 +247,7 @@ class PublisherCore:
         spin_us: float,
         cpus: int,
         timeout: float | None,
+        restart_timeout: float = 0.0,
     ) -> None: ...
     def publish(self, message: Buffer | NDArray[Any], /) -> None:
         """
@@ -323,6 +363,7 @@ class SubscriberCore:
         timeout: float | None,
         broker: BrokerCore | None,
         on_left: Callable[[], None],
+        restart_timeout: float = 0.0,
     ) -> None: ...
     def next(self, timeout: float | None = ...) -> Batch:
         """The next batch; waits for it."""

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Self
 
 from embar_shm import _core, lifecycle, signals, transports
 from embar_shm.address import RingName, split_address
+from embar_shm.broker_start import Begun, Start, corrupt
 from embar_shm.broker_stats import BrokerStats
-from embar_shm.cpus import available_cpus
-from embar_shm.errors import ClosedError, CorruptSegment, MisuseError
-from embar_shm.layout import DEFAULT_SUBSCRIBERS, Geometry
+from embar_shm.errors import ClosedError, MisuseError
+from embar_shm.layout import DEFAULT_SUBSCRIBERS
 from embar_shm.options import (
     SUBSCRIBE_MODES,
-    WAIT_MODES,
     StartPlace,
     SubscribeMode,
     WaitMode,
@@ -27,10 +26,10 @@ from embar_shm.options import (
     number,
     secret,
     size,
-    whole,
 )
 from embar_shm.segment import Segment
 from embar_shm.subscriber import OwnSubscriber, Subscriber, start_place, subscriber_name
+from embar_shm.takeover import Recovery
 from embar_shm.transports.base import Listener, ListenOptions, Position, SubscriberOptions
 from embar_shm.transports.shm import ShmTransport
 
@@ -46,12 +45,14 @@ class Broker:
     Use it from one thread; `stop` and `stats` may be called from any.
     """
 
-    def __init__(self, segment: Segment, core: _core.BrokerCore, stage_times: bool) -> None:
-        """Use `Broker.create`."""
+    def __init__(self, begun: Begun, stage_times: bool) -> None:
+        """Use `Broker.create` or `Broker.open_or_recover`."""
         self.takes_stage_times = stage_times
-        self._segment = segment
-        self._core: _core.BrokerCore | None = core
-        self._monitor = segment.monitor()
+        self.recovery: Recovery | None = begun.recovery
+        """What was found, when it took over the ring of a broker that had died; else None."""
+        self._segment = begun.segment
+        self._core: _core.BrokerCore | None = begun.core
+        self._monitor = begun.segment.monitor()
         self._listeners: list[Listener] = []
         self._reader: weakref.ref[OwnSubscriber] | None = None
         self._serving = threading.Lock()  # held by the thread that is in serve(), or closes
@@ -86,51 +87,66 @@ class Broker:
         While a lossy subscriber is connected, it is half of the slots at least.
         `wait` says how the broker waits for work: "block" sleeps at once, "spin" first spins for
         `spin_us` microseconds, "adaptive" spins only while everybody in the ring has a CPU.
-        `replace_dead` removes the segment of a broker that was killed, if no publisher is left.
+        `replace_dead` removes the segment of a broker that was killed, if no publisher is left;
+        `open_or_recover` goes on with it.
         Without `stage_times` the broker's share of the stage statistics is not taken.
 
         Raises `BrokerExists`, `NotEnoughSpace`, `ConfigurationError`. Does not block.
         """
-        mode = choose("wait", wait, WAIT_MODES)
-        spin_us = number("spin_us", spin_us)
-        geometry = Geometry.plan(
-            whole("slots", slots, 1, _core.MAX_SLOTS),
-            size("slot_size", slot_size),
-            whole("max_publishers", max_publishers, 1, _core.MAX_PUBLISHERS),
-            whole("max_subscribers", max_subscribers, 1, _core.MAX_SUBSCRIBERS),
+        start = Start.checked(
+            slots=slots,
+            slot_size=slot_size,
+            max_publishers=max_publishers,
+            max_subscribers=max_subscribers,
+            retain=retain,
+            wait=wait,
+            spin_us=spin_us,
+            stage_times=stage_times,
         )
-        retain = whole("retain", retain, 0, geometry.slots)
         ring = RingName.parse(name)
         with signals.deferred():  # until somebody is there who unlinks the segment
-            return cls._create(ring, geometry, retain, mode, spin_us, replace_dead, stage_times)
+            return cls(start.create(ring, replace_dead=replace_dead), stage_times)
 
     @classmethod
-    def _create(
+    def open_or_recover(
         cls,
-        ring: RingName,
-        geometry: Geometry,
-        retain: int,
-        mode: int,
-        spin_us: float,
-        replace_dead: bool,
-        stage_times: bool,
+        name: str,
+        *,
+        slots: int = 8,
+        slot_size: int | str = "2MiB",
+        max_publishers: int = 64,
+        max_subscribers: int = DEFAULT_SUBSCRIBERS,
+        retain: int = 0,
+        wait: WaitMode = "adaptive",
+        spin_us: float = 50,
+        stage_times: bool = True,
     ) -> Self:
-        segment = Segment.create(ring, geometry, replace_dead=replace_dead)
-        try:
-            core = _core.BrokerCore(
-                segment.memory,
-                segment.lock_fd,
-                mode,
-                spin_us,
-                available_cpus(),
-                stage_times,
-                retain,
-            )
-        except BaseException:
-            segment.unlink()
-            segment.close()
-            raise
-        return cls(segment, core, stage_times)
+        """Becomes the broker of the ring `name`: creates it, or goes on where one that died was.
+
+        What the last broker had accepted stays in the log, what was committed since is accepted
+        now. Publishers and subscribers that live stay connected and go on by themselves; those over
+        a network connect again. What is half done is finished, what belongs to the dead is freed.
+        `recovery` then tells what was found. Arguments as for `create`; a ring that was left keeps
+        its sizes, unless nobody is connected to it and everything in it was read.
+
+        Raises what `create` does; `BrokerExists` when the broker is alive, `IncompatibleSegment`
+        when this version cannot use what is there, and `CorruptSegment` when a word in it has a
+        value that cannot be: it is quarantined then, and stays for whoever looks into it. Does not
+        block.
+        """
+        start = Start.checked(
+            slots=slots,
+            slot_size=slot_size,
+            max_publishers=max_publishers,
+            max_subscribers=max_subscribers,
+            retain=retain,
+            wait=wait,
+            spin_us=spin_us,
+            stage_times=stage_times,
+        )
+        ring = RingName.parse(name)
+        with signals.deferred():
+            return cls(start.open_or_recover(ring), stage_times)
 
     @property
     def name(self) -> str:
@@ -146,6 +162,12 @@ class Broker:
     def segment(self) -> Segment:
         """The mapped segment."""
         return self._segment
+
+    @property
+    def first_accept(self) -> float | None:
+        """time.monotonic() at which this broker accepted its first batch; None: it has not yet."""
+        ns = None if self._core is None else self._core.first_accept_ns
+        return None if ns is None else ns / 1e9
 
     @property
     def is_open(self) -> bool:
@@ -203,10 +225,7 @@ class Broker:
         finally:
             self._end_serving()
         if outcome == "corrupt":
-            raise CorruptSegment(
-                f"the ring {self.name} is damaged: {core.corruption}",
-                "some process wrote where it must not; stop everything that uses this ring",
-            )
+            raise corrupt(self._segment, str(core.corruption))
         if outcome == "stopped":
             core.resume()  # a later serve() is a new one
 
@@ -283,6 +302,8 @@ class Broker:
 
     def close(self) -> None:
         """Accepts what is committed, tells everybody, unlinks the segment. Idempotent.
+
+        A segment that was found damaged is quarantined: it stays, for whoever looks into it.
 
         Subscribers on this machine read on by themselves; those of a listener get a few seconds.
         Waits for the thread that is in `serve`. Raises what ended the background thread. A SIGTERM
@@ -392,7 +413,8 @@ class Broker:
     def _give_back(self, ended: bool) -> None:
         """Unlinks the segment. Unless serve() has `ended`, its thread keeps what it uses."""
         try:
-            self._segment.unlink()
+            if self._core is not None and self._core.corruption is None:
+                self._segment.unlink()
             if ended:
                 self._segment.close()
         finally:

@@ -31,6 +31,7 @@ __all__ = [
     "buffer_error",
     "publisher_error",
     "publisher_timeout",
+    "quarantined",
     "table_full",
     "would_wait",
 ]
@@ -119,9 +120,12 @@ def publisher_error(core: Any, status: str, size: int) -> EmbarError:
             return BrokerGone(f"the broker {name} has stopped{_missing(core, size)}", _RECONNECT)
         case "broker_gone":
             return BrokerGone(
-                f"the broker {name} died (its lock on the ring is free){_missing(core, size)}",
+                f"the broker {name} died (its lock on the ring is free), and no other has taken "
+                f"its place{_missing(core, size)}",
                 _RECONNECT,
             )
+        case "quarantined":
+            return quarantined(name, ring.monitor())
         case "faulted":
             row = ring.monitor().publisher(core.index)
             fault = _FAULTS.get(row["fault"], f"fault {row['fault']}")
@@ -135,6 +139,15 @@ def publisher_error(core: Any, status: str, size: int) -> EmbarError:
                 "some process wrote where it must not; stop everything that uses this ring",
             )
     return EmbarError(f"publisher on {name}: unexpected status {status!r}")
+
+
+def quarantined(name: object, monitor: _core.Monitor) -> CorruptSegment:
+    """The error for a segment in which a broker found words that cannot be."""
+    return CorruptSegment(
+        f"the ring {name} is damaged, its broker has quarantined it: {monitor.damage}",
+        "some process wrote where it must not; stop everything that uses this ring, "
+        f"'embar-shm fsck {name}' shows what is wrong",
+    )
 
 
 def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: float) -> EmbarError:

@@ -6,7 +6,7 @@ The native core calls `subscriber_error` and raises what it returns.
 from __future__ import annotations
 
 from embar_shm import _core
-from embar_shm.diagnose import RingContext
+from embar_shm.diagnose import RingContext, quarantined
 from embar_shm.errors import (
     BrokerGone,
     ClosedError,
@@ -55,10 +55,13 @@ def subscriber_error(core: _core.SubscriberCore, status: str, number: float) -> 
                 f"the broker {name} stopped before it admitted this subscriber",
                 "connect to a new one",
             )
+        case "quarantined":
+            return quarantined(name, ring.monitor())
         case "gone":
             return BrokerGone(
-                f"the broker {name} died (its lock on the ring is free); everything that it had "
-                f"accepted was read, up to ticket {core.position}",
+                f"the broker {name} died (its lock on the ring is free), and no other has taken "
+                f"its place; everything that it had accepted was read, up to ticket "
+                f"{core.position}",
                 "connect to a new one, with start='earliest'",
             )
         case "closed":

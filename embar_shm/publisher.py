@@ -76,6 +76,7 @@ class Publisher:
         linger_ms: float = 5.0,
         timeout: float | None = 30.0,
         connect_timeout: float = 0.0,
+        restart_timeout: float = 5.0,
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         copy: CopyMode = "auto",
@@ -102,6 +103,8 @@ class Publisher:
             `flush`.
         timeout: seconds that `publish`, `flush` and `wait_acked` may block. None: forever.
         connect_timeout: seconds to wait for the broker to appear.
+        restart_timeout: shm: seconds to wait for a broker that died to be started again, within
+            `timeout`; then `BrokerGone`. Over tcp it is waited for as for any lost connection.
         wait, spin_us: see `Broker.create`.
         copy: how messages are copied: "plain" or "nontemporal" stores; "auto" decides per batch.
         sample_every: one in so many messages is timed for the stage statistics, and each batch;
@@ -129,6 +132,7 @@ class Publisher:
             linger_ms=number("linger_ms", linger_ms),
             timeout=None if timeout is None else number("timeout", timeout),
             connect_timeout=number("connect_timeout", connect_timeout),
+            restart_timeout=number("restart_timeout", restart_timeout),
             wait=wait,
             spin_us=number("spin_us", spin_us),
             copy=copy,

@@ -41,7 +41,15 @@ from embar_shm.layout import Geometry, boot_id, validated
 from embar_shm.liveness import liveness
 from embar_shm.units import format_size
 
-__all__ = ["Segment", "not_enough_space", "prefault_memory", "remove_dead"]
+__all__ = [
+    "Segment",
+    "not_enough_space",
+    "open_segment",
+    "prefault_memory",
+    "remove_dead",
+    "unlink_segment",
+    "why_taken",
+]
 
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module has no names
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
@@ -97,7 +105,7 @@ class Segment:
         try:
             made = posix_ipc.SharedMemory(name.posix_name, posix_ipc.O_CREX, mode=0o600)
         except posix_ipc.ExistentialError:
-            raise BrokerExists(*_why_taken(name)) from None
+            raise BrokerExists(*why_taken(name)) from None
         except OSError as error:
             raise _resource_error(name, error) from error
         lock_fd = -1
@@ -121,7 +129,9 @@ class Segment:
             _core.publish_segment(memory)
         except BaseException:
             if lock_fd >= 0 or _core.try_lock(made.fd, _core.BROKER_LOCK):
-                _unlink(name, os.fstat(made.fd).st_ino)  # without the lock it is the remover's
+                unlink_segment(
+                    name, os.fstat(made.fd).st_ino
+                )  # without the lock it is the remover's
             if lock_fd >= 0:
                 liveness.close(lock_fd)
             raise
@@ -157,10 +167,10 @@ class Segment:
 
     @classmethod
     def _attach_now(cls, name: RingName, prefault: bool, read_only_slots: bool) -> Segment:
-        lock_fd = liveness.opened(lambda: _open(name))
+        lock_fd = liveness.opened(lambda: open_segment(name))
         try:
             size = _await_creation(name, lock_fd)
-            mapped = _open(name)
+            mapped = open_segment(name)
             try:
                 inode = os.fstat(mapped).st_ino
                 if inode != os.fstat(lock_fd).st_ino:
@@ -173,8 +183,8 @@ class Segment:
             if not _core.is_locked(lock_fd, _core.BROKER_LOCK):
                 raise BrokerGone(
                     f"the broker of {name} is gone; it left {name.path} behind",
-                    f"start the broker again (Broker.create(..., replace_dead=True)), "
-                    f"or remove {name.path}",
+                    "start the broker again: embar-shm broker, or Broker.open_or_recover, goes on "
+                    "with what is in it",
                 )
             if prefault:
                 prefault_memory(memory)
@@ -201,7 +211,7 @@ class Segment:
 
     def unlink(self) -> None:
         """Removes the name, if it still is this segment's. Who has it mapped keeps it."""
-        _unlink(self.name, self._inode)
+        unlink_segment(self.name, self._inode)
 
     def close(self) -> None:
         """Drops the liveness lock. The mapping goes with the last object that uses it."""
@@ -229,7 +239,7 @@ def _mapped(
     return mmap.mmap(fd, geometry.slots_offset), slots
 
 
-def _unlink(name: RingName, inode: int) -> None:
+def unlink_segment(name: RingName, inode: int) -> None:
     """Removes the name, if it (still) belongs to this file. The caller holds the file's lock."""
     try:
         if name.path.stat().st_ino == inode:
@@ -238,7 +248,7 @@ def _unlink(name: RingName, inode: int) -> None:
         pass  # somebody removed it by hand: that is what we want, too
 
 
-def _open(name: RingName) -> int:
+def open_segment(name: RingName) -> int:
     """An open file description of its own. The caller closes it."""
     try:
         return int(posix_ipc.SharedMemory(name.posix_name).fd)
@@ -293,7 +303,7 @@ def _lock_as_broker(name: RingName, inode: int) -> int:
     Once the lock is held, `remove_dead` of others leaves the name alone: look at it after that.
     """
     try:
-        fd = liveness.opened(lambda: _open(name))
+        fd = liveness.opened(lambda: open_segment(name))
         try:
             if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.stat().st_ino == inode:
                 return fd
@@ -350,10 +360,10 @@ def _resource_error(name: RingName, error: OSError) -> ResourceError:
     return ResourceError(f"the segment of {name} cannot be created: {error}")
 
 
-def _why_taken(name: RingName) -> tuple[str, str]:
+def why_taken(name: RingName) -> tuple[str, str]:
     """Message and hint for a name that exists."""
     try:
-        fd = _open(name)
+        fd = open_segment(name)
     except (NoSuchBroker, ResourceError) as error:
         return f"the ring {name} exists, or did a moment ago: {error.message}", "try again"
     try:
@@ -367,8 +377,8 @@ def _why_taken(name: RingName) -> tuple[str, str]:
         )
     return (
         f"the ring {name} exists, left behind by a broker that is gone: {name.path}",
-        "Broker.create(..., replace_dead=True), or embar-shm broker --replace-dead, replaces it "
-        "when no publisher is left either",
+        "Broker.open_or_recover goes on with what is in it; Broker.create(..., replace_dead=True) "
+        "replaces it when no publisher is left either",
     )
 
 
@@ -379,7 +389,7 @@ def remove_dead(name: RingName) -> None:
     processes doing this one wins, and that none unlinks the winner's new segment.
     """
     try:
-        fd = _open(name)
+        fd = open_segment(name)
     except NoSuchBroker:
         return
     try:
@@ -388,6 +398,6 @@ def remove_dead(name: RingName) -> None:
         rows = range(_core.MAX_PUBLISHERS)
         if any(_core.is_locked(fd, _core.publisher_lock(row)) for row in rows):
             return
-        _unlink(name, os.fstat(fd).st_ino)
+        unlink_segment(name, os.fstat(fd).st_ino)
     finally:
         os.close(fd)

@@ -78,6 +78,7 @@ class Subscriber:
         name: str | None = None,
         timeout: float | None = None,
         connect_timeout: float = 0.0,
+        restart_timeout: float = 5.0,
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         in_flight: int | None = None,
@@ -96,6 +97,8 @@ class Subscriber:
         name: how statistics and the messages of those who wait for it call it; None: the program.
         timeout: seconds that `next` and iteration may wait. None: forever.
         connect_timeout: seconds to wait for the broker to appear.
+        restart_timeout: shm: seconds to wait for a broker that died to be started again, within
+            `timeout`; then `BrokerGone`. Over tcp it is waited for as for any lost connection.
         wait, spin_us: see `Broker.create`.
         in_flight: tcp: batches that may be on their way or in use here at a time; None: 4.
         token, tls, socket_buffer: tcp: see `Publisher.connect`.
@@ -115,6 +118,7 @@ class Subscriber:
             name=subscriber_name(name),
             timeout=None if timeout is None else number("timeout", timeout),
             connect_timeout=number("connect_timeout", connect_timeout),
+            restart_timeout=number("restart_timeout", restart_timeout),
             wait=wait,
             spin_us=number("spin_us", spin_us),
             in_flight=None if in_flight is None else whole("in_flight", in_flight, 1, 4096),

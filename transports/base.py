@@ -60,6 +60,7 @@ class PublisherOptions:
     linger_ms: float  # 0: a partial batch waits for flush()
     timeout: float | None  # seconds; None: waits forever
     connect_timeout: float  # seconds
+    restart_timeout: float = 0.0  # seconds that a broker that died may take to be started again
     wait: WaitMode
     spin_us: float
     copy: CopyMode
@@ -87,6 +88,7 @@ class SubscriberOptions:
     name: str
     timeout: float | None  # seconds; None: waits forever
     connect_timeout: float  # seconds
+    restart_timeout: float = 0.0  # seconds that a broker that died may take to be started again
     wait: WaitMode
     spin_us: float
     # For transports with a network in between; others take no notice of them.

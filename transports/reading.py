@@ -69,6 +69,7 @@ class ReadingLink(SubscriberLink):
             timeout=options.timeout,
             broker=broker,
             on_left=on_left,
+            restart_timeout=options.restart_timeout,
         )
 
     @property

@@ -88,6 +88,7 @@ class RingLink(PublisherLink):
             spin_us=options.spin_us,
             cpus=available_cpus(),
             timeout=options.timeout,
+            restart_timeout=options.restart_timeout,
         )
 
     @property

@@ -32,6 +32,23 @@ void bind_broker(nb::module_& m) {
             "resume", [](BrokerCore& b) { b.core.resume(); }, "Takes stop() back.")
         .def(
             "retire", [](BrokerCore& b) { b.core.retire(); }, "Tells all that nothing will be accepted any more.")
+        .def_prop_ro("recovered", &BrokerCore::recovered, nb::sig("def recovered(self) -> dict[str, int]"),
+                     "What was found when it began: batches accepted (head), still unread and unaccepted, steps of the "
+                     "broker before it that were finished, slots that were being filled from a network.")
+        .def_prop_ro("first_accept_ns", &BrokerCore::first_accept_ns,
+                     "CLOCK_MONOTONIC of the first batch it accepted, or None.")
+        .def_prop_ro("adopted_publishers", &BrokerCore::adopted_publishers,
+                     nb::sig("def adopted_publishers(self) -> list[dict[str, int]]"),
+                     "Rows of publishers on a network, which the broker before it has left, and it keeps.")
+        .def_prop_ro("adopted_subscribers", &BrokerCore::adopted_subscribers,
+                     nb::sig("def adopted_subscribers(self) -> list[dict[str, int]]"), "The same for subscribers.")
+        .def(
+            "take_over_publisher", [](BrokerCore& b, u32 i, int fd) { return b.core.peers().take_over(i, fd); },
+            nb::arg("index"), nb::arg("lock_fd"),
+            "Moves the lock of a row it keeps to another descriptor, from any thread; False: it is not kept any more.")
+        .def(
+            "take_over_subscriber", [](BrokerCore& b, u32 i, int fd) { return b.core.gates().take_over(i, fd); },
+            nb::arg("index"), nb::arg("lock_fd"), "The same for a subscriber's row.")
         .def_prop_ro("corruption", &BrokerCore::corruption, "What is wrong with the segment, or None.");
 }
 

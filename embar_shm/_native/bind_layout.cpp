@@ -44,7 +44,7 @@ nb::dict structs() {
         FIELD(slot_bytes), FIELD(slot_stride), FIELD(slots), FIELD(tickets), FIELD(max_publishers);
         FIELD(max_subscribers), FIELD(publishers_offset), FIELD(subscribers_offset), FIELD(tickets_offset),
             FIELD(slot_words_offset);
-        FIELD(slots_offset), FIELD(created_unix_ns), FIELD(boot_id), FIELD(name), FIELD(reserved);
+        FIELD(slots_offset), FIELD(created_unix_ns), FIELD(boot_id), FIELD(name), FIELD(damage), FIELD(reserved);
         all["SegmentHeader"] = nb::make_tuple(sizeof(Struct), fields);
     }
     {

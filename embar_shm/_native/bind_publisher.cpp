@@ -147,15 +147,15 @@ PyType_Slot publisher_slots[] = {{Py_tp_methods, publisher_methods}, {0, nullptr
 void bind_publisher(nb::module_& m) {
     nb::class_<PublisherCore>(m, "PublisherCore", nb::type_slots(publisher_slots), "One publisher on one mapped ring.")
         .def(nb::init<nb::object, nb::handle, u32, int, u64, u64, u64, u64, u32, u32, double, int, u32, int, double,
-                      unsigned, std::optional<double>>(),
+                      unsigned, std::optional<double>, double>(),
              nb::arg("context"), nb::arg("buffer"), nb::arg("index"), nb::arg("lock_fd"), nb::arg("publisher_id"),
              nb::arg("incarnation"), nb::arg("message_size"), nb::arg("batch_bytes"), nb::arg("quota"), nb::arg("ack"),
              nb::arg("linger_ms"), nb::arg("copy"), nb::arg("sample_every"), nb::arg("wait_mode"), nb::arg("spin_us"),
-             nb::arg("cpus"), nb::arg("timeout").none(),
+             nb::arg("cpus"), nb::arg("timeout").none(), nb::arg("restart_timeout") = 0.0,
              nb::sig("def __init__(self, context: Any, buffer: Buffer, index: int, lock_fd: int, publisher_id: int, "
                      "incarnation: int, message_size: int, batch_bytes: int, quota: int, ack: int, "
                      "linger_ms: float, copy: int, sample_every: int, wait_mode: int, spin_us: float, "
-                     "cpus: int, timeout: float | None) -> None"))
+                     "cpus: int, timeout: float | None, restart_timeout: float = 0.0) -> None"))
         .def(
             "publish_many", &publish_many, nb::arg("messages").none(), nb::arg("message_size").none() = nb::none(),
             nb::sig("def publish_many(self, messages: Buffer | NDArray[Any], message_size: int | None = None) -> None"),

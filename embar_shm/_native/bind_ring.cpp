@@ -1,6 +1,6 @@
 // Monitor: everybody's read-only look at a ring. Ring: its single steps, for tests and tools.
 #include "bindings.hpp"
-#include "ring.hpp"
+#include "invariants.hpp"
 
 namespace embar {
 namespace {
@@ -146,6 +146,13 @@ public:
         }
         return l;
     }
+    // What was wrong when a broker quarantined the segment; "": nothing was.
+    nb::object damage() const {
+        char text[sizeof SegmentHeader::damage];
+        std::memcpy(text, ring_.segment_header()->damage, sizeof text);
+        text[sizeof text - 1] = 0;
+        return nb::steal<nb::str>(PyUnicode_DecodeASCII(text, static_cast<Py_ssize_t>(strlen(text)), "replace"));
+    }
     u32 max_publishers() const { return ring_.geometry().max_publishers; }
     u32 max_subscribers() const { return ring_.geometry().max_subscribers; }
 
@@ -206,9 +213,24 @@ public:
     bool has_committed(u32 owner, u64 from) const { return ring_.has_committed(owner, from); }
 };
 
+// What must hold and does not, as (field, what is wrong).
+nb::list check_ring(nb::handle buffer) {
+    const HeldBuffer held(buffer, false);
+    Invariants invariants(ring_in(held));
+    nb::list l;
+    const auto note = [&](const Finding& f) { l.append(nb::make_tuple(f.field, f.text)); };
+    if (invariants.check_structure(note)) invariants.check_contents(note);
+    return l;
+}
+
 }  // namespace
 
 void bind_ring(nb::module_& m) {
+    m.def("check_ring", &check_ring, nb::arg("buffer"),
+          nb::sig("def check_ring(buffer: Buffer) -> list[tuple[str, str]]"),
+          "The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. Beside a "
+          "living "
+          "broker words change between two looks: what counts is what others find, too.");
     nb::class_<Monitor>(m, "Monitor", "Read-only look at the counters of a mapped ring; costs its users nothing.")
         .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
         .def("control", &Monitor::control, nb::sig("def control(self) -> dict[str, int]"),
@@ -224,6 +246,8 @@ void bind_ring(nb::module_& m) {
              "Histograms in ns of one publisher.")
         .def("slots", &Monitor::slots, nb::sig("def slots(self) -> list[tuple[int, int, int, int]]"),
              "Per slot: (slot, owner index or -1, generation, held for ns).")
+        .def_prop_ro("damage", &Monitor::damage, nb::sig("def damage(self) -> str"),
+                     "What was wrong when a broker quarantined the segment; empty: nothing was.")
         .def_prop_ro("max_publishers", &Monitor::max_publishers)
         .def_prop_ro("max_subscribers", &Monitor::max_subscribers);
     nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")

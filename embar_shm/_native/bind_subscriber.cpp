@@ -144,15 +144,15 @@ void bind_subscriber(nb::module_& m) {
     nb::class_<SubscriberCore>(m, "SubscriberCore", nb::type_slots(subscriber_slots),
                                "One subscriber of a mapped ring.")
         .def(nb::init<nb::object, nb::handle, nb::handle, u32, int, const std::string&, int, int, u64, bool, int,
-                      double, unsigned, std::optional<double>, nb::object, nb::object>(),
+                      double, unsigned, std::optional<double>, nb::object, nb::object, double>(),
              nb::arg("context"), nb::arg("buffer"), nb::arg("slots").none(), nb::arg("index"), nb::arg("lock_fd"),
              nb::arg("name"), nb::arg("mode"), nb::arg("start"), nb::arg("ticket"), nb::arg("sole"),
              nb::arg("wait_mode"), nb::arg("spin_us"), nb::arg("cpus"), nb::arg("timeout").none(),
-             nb::arg("broker").none(), nb::arg("on_left"),
+             nb::arg("broker").none(), nb::arg("on_left"), nb::arg("restart_timeout") = 0.0,
              nb::sig("def __init__(self, context: Any, buffer: Buffer, slots: Buffer | None, index: int, lock_fd: int, "
                      "name: str, mode: int, start: int, ticket: int, sole: bool, wait_mode: int, spin_us: float, "
-                     "cpus: int, timeout: float | None, broker: BrokerCore | None, on_left: Callable[[], None]) "
-                     "-> None"))
+                     "cpus: int, timeout: float | None, broker: BrokerCore | None, on_left: Callable[[], None], "
+                     "restart_timeout: float = 0.0) -> None"))
         .def("join", &SubscriberCore::join, nb::arg("timeout"), "Waits until the broker says where to begin.")
         .def("wait", &SubscriberCore::wait, nb::arg("timeout").none(),
              "Waits until poll() has something to tell (True), for seconds at most (False).")

@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -48,6 +49,10 @@ inline Ring ring_in(const HeldBuffer& buffer, bool with_slots = true) {
 inline std::uint64_t deadline_after(std::optional<double> seconds) noexcept {
     if (!seconds || std::isnan(*seconds) || *seconds > 1e9) return ~0ULL;
     return now_ns() + static_cast<std::uint64_t>(std::max(*seconds, 0.0) * 1e9);
+}
+
+inline std::uint64_t nanoseconds(double seconds) noexcept {
+    return static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9);
 }
 
 // Lets Python run signal handlers; throws what they raise (KeyboardInterrupt).

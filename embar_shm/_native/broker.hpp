@@ -5,6 +5,7 @@
 //   release   recycle the ticket, free the slot, wake whoever waits for it
 //   reap      free what publishers and subscribers that are gone left behind (gates.hpp: subscribers)
 //   serve     all of it, sleeping in between
+//   recover   go on where the broker before this one was killed, whatever it was about to store
 //
 // An acknowledgement (`accepted_seq`) is absolute, and only ever the number of batches that form an unbroken
 // prefix of the publisher's sequence, each wholly in the log: it is stored after the batch's own ticket was
@@ -13,20 +14,17 @@
 // released <= passed <= head. What lies between `released` and `passed` is retained for subscribers that come
 // late or are lossy; it is given up as soon as a publisher finds no free slot.
 //
-// Sequence numbers and cursors are kept in private memory and only published to the segment: nobody can
-// make the broker acknowledge, release or skip by writing there.
+// What the next step depends on is kept in private memory and only published to the segment: nobody can make the broker
+// acknowledge, release or skip by writing there. A new broker believes the segment once, after it has checked it.
 #pragma once
 
 #include <vector>
 
 #include "gates.hpp"
-#include "liveness.hpp"
-#include "ring.hpp"
-#include "waiting.hpp"
+#include "invariants.hpp"
+#include "peers.hpp"
 
 namespace embar {
-
-enum class Verdict { Accepted, Duplicate, OutOfOrder, BadHeader };
 
 struct Accepted {
     u64 ticket;
@@ -39,26 +37,41 @@ class Broker {
 public:
     enum class Result { TimedOut, Stopped, Interrupted, Corrupt, Ready };
 
+    // What was found when it began.
+    struct Recovered {
+        u64 head = 0;                  // batches that were accepted before
+        u64 unread = 0;                // of them still in the ring
+        u64 unaccepted = 0;            // committed since, and accepted from now on
+        bool release = false;          // was cut short, and is finished
+        bool acknowledgement = false;  // the same
+        u32 slots = 0;                 // that were being filled from a network, and are free again
+    };
+
     // `lock_fd`: an open file description of the segment on which the broker's byte is locked; -1 on a
     // plain buffer (tests), where nobody is ever found dead. Without `stage_times` no clock is read for them.
     // `retain`: batches that stay readable after everybody has read them.
+    // When corruption() tells something afterwards, the segment is quarantined.
     Broker(Ring ring, int lock_fd, const SpinOptions& spin, bool stage_times = true, u32 retain = 0)
-        : ring_(ring), lock_fd_(lock_fd), stage_times_(stage_times), spin_(spin), gates_(ring, lock_fd, retain),
-          peers_(ring.geometry().max_publishers), accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
+        : ring_(ring), stage_times_(stage_times), spin_(spin), gates_(ring, lock_fd, retain), peers_(ring, lock_fd),
+          accepted_(ring.geometry().tickets), held_(ring.geometry().slots) {
+        if (!recover()) return;
         Control& c = ring_.control();
-        // What is accepted and not released is looked at again, and found to be a duplicate.
-        head_ = passed_ = released_ = c.released.load(std::memory_order_relaxed);
-        for (u32 i = 0; i < peers_.size(); ++i) {
-            peers_[i].accepted_seq = ring_.publisher(i).accepted_seq.load(std::memory_order_relaxed);
-            peers_[i].released = ring_.publisher(i).released_batches.load(std::memory_order_relaxed);
-        }
         c.broker_pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         c.epoch.store(c.epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+        c.look_around.store(1, std::memory_order_relaxed);  // somebody may have joined or left meanwhile
         c.state.store(static_cast<u32>(BrokerState::Serving), std::memory_order_seq_cst);
+        peers_.wake_all();
+        gates_.tell();
     }
 
     const Ring& ring() const noexcept { return ring_; }
-    const char* corruption() const noexcept { return corruption_; }
+    // What is wrong with the segment, if anything.
+    const Finding& corruption() const noexcept { return corruption_; }
+    const Recovered& recovered() const noexcept { return recovered_; }
+    Peers& peers() noexcept { return peers_; }
+    Gates& gates() noexcept { return gates_; }
+    // CLOCK_MONOTONIC of the first batch it accepted, 0: there was none yet. Any thread.
+    u64 first_accept_ns() const noexcept { return first_accept_ns_.load(std::memory_order_relaxed); }
 
     // Accepts the next committed ticket.
     // => true: `out` tells what it was; it holds its slot until release_next(). => false: there is none, or
@@ -68,11 +81,11 @@ public:
         const Ring::Look look = ring_.look(head_, out.where);
         if (look == Ring::Look::Empty) return false;
         if (look == Ring::Look::Corrupt) {
-            corruption_ = "a ticket entry and its slot word do not belong together";
+            diagnose("a ticket entry and its slot word do not belong together");
             return false;
         }
         if (held_[out.where.slot]) {
-            corruption_ = "two tickets refer to one slot";
+            diagnose("two tickets refer to one slot");
             return false;
         }
         held_[out.where.slot] = true;
@@ -80,34 +93,24 @@ public:
         Control& c = ring_.control();
         std::memcpy(&out.header, ring_.header_of(out.where.slot), sizeof out.header);  // the one copy
         out.ticket = head_;
-        out.verdict = judge(out.header, out.where.owner);
-        Peer& peer = peers_[out.where.owner];
-        PublisherEntry& row = ring_.publisher(out.where.owner);
+        out.verdict = peers_.judge(out.header, out.where.owner);
         switch (out.verdict) {
             case Verdict::Accepted:
                 Histogram::add(c.batches, 1);
                 Histogram::add(c.messages, out.header.messages);
                 Histogram::add(c.payload_bytes, out.header.payload_bytes);
-                Histogram::add(row.accepted_messages, out.header.messages);
-                Histogram::add(row.accepted_bytes, out.header.payload_bytes);
-                peer.accepted_seq = out.header.seq;
                 break;
             case Verdict::Duplicate: Histogram::add(c.duplicated, 1); break;
-            case Verdict::OutOfOrder:
-                Histogram::add(c.out_of_order, 1);
-                accuse(row, Fault::OutOfOrder, out.header.seq);
-                break;
-            case Verdict::BadHeader:
-                Histogram::add(c.corrupt, 1);
-                accuse(row, Fault::BadHeader, peer.accepted_seq + 1);
-                break;
+            case Verdict::OutOfOrder: Histogram::add(c.out_of_order, 1); break;
+            case Verdict::BadHeader: Histogram::add(c.corrupt, 1); break;
         }
         if (out.verdict != Verdict::Accepted) ring_.refuse(head_);
-        accepted_[head_ % accepted_.size()] = out.where;
+        accepted_[head_ % accepted_.size()] = {out.where, peers_.record(out.header, out.where.owner, out.verdict)};
         ++head_;
         c.head.store(head_, std::memory_order_release);  // pairs with Subscriber::take()
-        // The acknowledgement. seq_cst: the condition of the publisher's eventcount.
-        row.accepted_seq.store(peer.accepted_seq, std::memory_order_seq_cst);
+        peers_.acknowledge(out.where.owner);             // after `head`: see recover()
+        if (first_accept_ns_.load(std::memory_order_relaxed) == 0) [[unlikely]]
+            first_accept_ns_.store(now_ns(), std::memory_order_relaxed);
         if (stage_times_) {
             c.validate.record(now_ns() - begin);
             if (out.verdict == Verdict::Accepted && out.header.committed_ns <= begin)
@@ -117,9 +120,7 @@ public:
     }
 
     // Wakes who waits for an acknowledgement, where a release does not follow at once.
-    void announce(u32 owner) noexcept {
-        if (owner < peers_.size()) wake(ring_.publisher(owner));
-    }
+    void announce(u32 owner) noexcept { peers_.wake(owner); }
 
     // Passes and releases what every subscriber has passed, and wakes who waits for it. Keeps as much as is to be
     // retained, unless a slot is `wanted` and none is free.
@@ -140,49 +141,14 @@ public:
         return true;
     }
 
-    // Frees the slots and rows of publishers that are gone. => rows freed.
+    // Frees what participants that are gone left behind. => rows of publishers.
     u32 reap() noexcept {
-        u32 rows = 0, attached = 0;
         gates_.reap();
-        if (lock_fd_ < 0) return 0;
-        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) {
-            const auto state = static_cast<EntryState>(ring_.publisher(i).state.load(std::memory_order_acquire));
-            if (state == EntryState::Free) continue;  // pairs with the release store that ends an attach
-            ++attached;
-            if (state == EntryState::Closed) {        // pairs with the store in Publisher::close()
-                if (reap_row(i)) ++rows, --attached;  // the owner's own word that it will not touch anything again
-                continue;
-            }
-            // Else only the kernel's word counts. While we hold the byte, nobody can take the row.
-            if (!try_lock_byte(lock_fd_, publisher_lock(i))) continue;
-            if (reap_row(i)) ++rows, --attached;
-            unlock_byte(lock_fd_, publisher_lock(i));
-        }
-        ring_.control().attached.store(attached, std::memory_order_relaxed);
-        return rows;
+        return peers_.reap(head_, [this](u32 i) { inherit(i); });
     }
-    // Frees row i and its slots if it has no batch that is not accepted; those that are in the log already are the
-    // log's from now on. The caller knows that the owner is gone. => false: come back after the next accept.
+    // The same for one publisher whose owner is known to be gone. => false: come back after the next accept.
     bool reap_row(u32 i) noexcept {
-        if (ring_.has_committed(i, head_)) return false;
-        PublisherEntry& row = ring_.publisher(i);
-        Control& c = ring_.control();
-        for (u64 t = released_; t < head_; ++t) {
-            Ring::Committed& where = accepted_[t % accepted_.size()];
-            if (where.owner != i) continue;
-            where.owner = kLogOwner;
-            ring_.inherit(where);
-        }
-        // Acquire: if it left in order since reap() looked, this orders its last writes before.
-        if (row.state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Active))
-            Histogram::add(c.reaped_publishers, 1);
-        const u32 slots = ring_.reap_slots(i);
-        Histogram::add(c.reaped_slots, slots);
-        peers_[i] = Peer{};
-        clear(row);
-        row.state.store(static_cast<u32>(EntryState::Free), std::memory_order_release);
-        for (u32 n = 0; n < slots && c.space_waiters.load(std::memory_order_seq_cst); ++n) wake_one_space_waiter();
-        return true;
+        return peers_.reap_row(i, head_, [this](u32 row) { inherit(row); });
     }
 
     // Releases and accepts what there is, tells everybody about it. => how many batches were accepted.
@@ -202,7 +168,7 @@ public:
         else
             untold_ = true;
         if (later || gates_.any_reliable())  // else the release that follows wakes them
-            for (u64 t = before; t < head_; ++t) announce(accepted_[t % accepted_.size()].owner);
+            for (u64 t = before; t < head_; ++t) announce(accepted_[t % accepted_.size()].where.owner);
         return n;
     }
 
@@ -232,7 +198,7 @@ public:
                 return Result::Ready;
             }
             if (corruption_) {
-                abandon();  // nobody shall wait for what will not come
+                quarantine();  // nobody shall wait for what will not come
                 return Result::Corrupt;
             }
             if (stop_.load(std::memory_order_seq_cst)) {
@@ -305,16 +271,13 @@ public:
     void resume() noexcept { stop_.store(false, std::memory_order_seq_cst); }
 
     // The end without accepting anything: what is committed stays where it is, and unacknowledged.
-    void abandon() noexcept {
-        ring_.control().state.store(static_cast<u32>(BrokerState::Stopped), std::memory_order_seq_cst);
-        for (u32 i = 0; i < ring_.geometry().max_publishers; ++i) wake(ring_.publisher(i));
-        gates_.tell();
-    }
+    void abandon() noexcept { end(BrokerState::Stopped); }
 
     // The end: nobody may begin another batch, what is committed is accepted, everybody is told. A batch that
     // is committed after that is not in the log, and its publisher will know. Subscribers read on: from now on
     // nothing is released.
     void retire() noexcept {
+        if (corruption_) return quarantine();
         ring_.control().state.store(static_cast<u32>(BrokerState::Stopping), std::memory_order_seq_cst);
         while (sweep(false) > 0) {}  // the last one releases only
         abandon();
@@ -337,7 +300,7 @@ private:
         if (c.look_around.exchange(0, std::memory_order_seq_cst) == 0) return;
         admit();
         reap();
-        if (c.space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
+        if (c.space_waiters.load(std::memory_order_seq_cst)) peers_.wake_one_space_waiter();
     }
     // The same where a subscriber gets its batch: while there always is one, serve() comes no further. => true.
     bool attend_in_passing() noexcept {
@@ -352,94 +315,141 @@ private:
     static constexpr u64 kNewsEveryNs = 100'000;      // while subscribers are a crowd
     static constexpr u32 kMostIdle = 5;               // doublings of kWantedSleepNs
 
-    struct Peer {
-        u64 accepted_seq = 0;
-        u64 released = 0;
-    };
-
     u64 clock() const noexcept { return stage_times_ ? now_ns() : 0; }
-
-    Verdict judge(const BatchHeader& h, u32 owner) const noexcept {
-        const PublisherEntry& row = ring_.publisher(owner);
-        if (!well_formed(h, ring_.geometry().slot_bytes) ||
-            h.publisher_id != row.publisher_id.load(std::memory_order_relaxed) ||
-            h.incarnation != row.incarnation.load(std::memory_order_relaxed))
-            return Verdict::BadHeader;
-        const u64 last = peers_[owner].accepted_seq;
-        if (h.seq <= last) return Verdict::Duplicate;
-        return h.seq == last + 1 ? Verdict::Accepted : Verdict::OutOfOrder;
-    }
 
     // Every subscriber has passed the oldest ticket that was not passed.
     void pass_next() noexcept {
-        const u32 owner = accepted_[passed_ % accepted_.size()].owner;
+        const InLog& batch = accepted_[passed_ % accepted_.size()];
         ++passed_;
-        if (owner >= peers_.size()) return;  // its publisher is gone
-        ring_.publisher(owner).released_batches.store(++peers_[owner].released, std::memory_order_seq_cst);
-        wake(ring_.publisher(owner));
+        peers_.pass(batch.where.owner, batch.batches);
     }
     void free_next() noexcept {
         const u64 begin = clock();
-        const Ring::Committed where = accepted_[released_ % accepted_.size()];
+        const Ring::Committed where = accepted_[released_ % accepted_.size()].where;
         held_[where.slot] = false;
         ring_.release(released_, where);
         ++released_;
         ring_.control().released.store(released_, std::memory_order_release);
-        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) wake_one_space_waiter();
+        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) peers_.wake_one_space_waiter();
         if (stage_times_) ring_.control().release.record(now_ns() - begin);
     }
-
-    void accuse(PublisherEntry& row, Fault fault, u64 seq) noexcept {
-        if (row.fault.load(std::memory_order_relaxed)) return;  // the first fault is the one to tell
-        row.fault_seq.store(seq, std::memory_order_relaxed);
-        row.fault.store(static_cast<u32>(fault), std::memory_order_seq_cst);  // seq_cst: an eventcount's condition
-    }
-
-    bool wake(PublisherEntry& row) noexcept {
-        if (!wake_if_sleeping(row.event, row.sleeping)) return false;
-        Histogram::add(ring_.control().wakes_sent, 1);
-        return true;
-    }
-
-    // One slot came free, one waiter is woken; one that is awake looks for itself and does not count. The flag
-    // is taken back before the search: a publisher that starts to wait after we passed its row sets it again.
-    void wake_one_space_waiter() noexcept {
-        Control& c = ring_.control();
-        c.space_waiters.store(0, std::memory_order_seq_cst);  // pairs with Publisher::wait_space()
-        const u32 rows = ring_.geometry().max_publishers;
-        for (u32 k = 0; k < rows; ++k) {
-            const u32 i = (next_waiter_ + k) % rows;
-            PublisherEntry& row = ring_.publisher(i);
-            if (row.wants_any_slot.load(std::memory_order_seq_cst) == 0) continue;
-            c.space_waiters.store(1, std::memory_order_seq_cst);  // there may be more
-            if (!wake(row)) continue;
-            next_waiter_ = (i + 1) % rows;
-            return;
+    // The slots of publisher i's batches that are in the log are the log's from now on.
+    void inherit(u32 i) noexcept {
+        for (u64 t = released_; t < head_; ++t) {
+            Ring::Committed& where = accepted_[t % accepted_.size()].where;
+            if (where.owner != i) continue;
+            where.owner = kLogOwner;
+            ring_.inherit(where);
         }
     }
 
-    static void clear(PublisherEntry& row) noexcept {
-        row.pid.store(0, std::memory_order_relaxed);
-        for (auto* w : {&row.publisher_id, &row.incarnation, &row.attached_ns, &row.accepted_seq, &row.released_batches,
-                        &row.accepted_messages, &row.accepted_bytes, &row.fault_seq, &row.committed_seq, &row.messages,
-                        &row.payload_bytes, &row.space_waits, &row.ack_waits, &row.wakes_sent, &row.missed_wakeups,
-                        &row.nontemporal_batches})
-            w->store(0, std::memory_order_relaxed);
-        for (auto* w : {&row.quota, &row.ack, &row.remote, &row.fault, &row.event, &row.sleeping, &row.wants_any_slot})
-            w->store(0, std::memory_order_relaxed);
-        for (auto* h :
-             {&row.buffer_write, &row.get_buffer, &row.send_payload, &row.wait_space, &row.wait_ack, &row.receive})
-            h->reset();
+    void end(BrokerState state) noexcept {
+        ring_.control().state.store(static_cast<u32>(state), std::memory_order_seq_cst);
+        peers_.wake_all();
+        gates_.tell();
+    }
+    // Some word cannot be: which? `otherwise`: what to say when all words look right by now.
+    [[gnu::cold]] void diagnose(const char* otherwise) noexcept {
+        Invariants invariants(ring_);
+        invariants.check_structure([this](const Finding& f) {
+            if (!corruption_) corruption_ = f;
+        });
+        if (!corruption_) corruption_.set("tickets", "ticket %" PRIu64 ": %s", head_, otherwise);
+    }
+    // The end of a segment whose words make no sense: nobody uses it any more, and it stays for whoever looks into it.
+    [[gnu::cold]] void quarantine() noexcept {
+        auto* header = ring_.segment_header();
+        if (header->damage[0] == 0)
+            std::snprintf(header->damage, sizeof header->damage, "%s: %s", corruption_.field, corruption_.text);
+        end(BrokerState::Quarantined);
     }
 
+    // --- restart ---
+
+    // In a new segment there is nothing to recover. => false: it is damaged.
+    bool recover() {
+        if (ring_.control().state.load(std::memory_order_acquire) == static_cast<u32>(BrokerState::Quarantined)) {
+            corruption_.set("control.state", "%u: a broker has quarantined it",
+                            static_cast<u32>(BrokerState::Quarantined));
+            return false;
+        }
+        Invariants invariants(ring_);
+        invariants.check_structure([this](const Finding& f) {
+            if (!corruption_) corruption_ = f;
+        });
+        if (!corruption_) recover_log(invariants.bounds());
+        if (!corruption_) return true;
+        quarantine();
+        return false;
+    }
+    void recover_log(const LogBounds& found) {
+        if (found.release_cut_short) finish_release(found);
+        released_ = found.released;
+        head_ = recovered_.head = found.head;
+        recovered_.unread = head_ - released_;
+        peers_.recover();
+        Ring::Committed where;
+        BatchHeader h;
+        for (u64 t = released_; t < head_; ++t) {
+            if (!ring_.look_again(t, where) || held_[where.slot]) return diagnose("it changed while it was looked at");
+            held_[where.slot] = true;
+            std::memcpy(&h, ring_.header_of(where.slot), sizeof h);  // the one copy
+            const u64 batches = ring_.is_refused(t)
+                                    ? 0
+                                    : peers_.recover_batch(h, where.owner, t + 1 == head_, recovered_.acknowledgement);
+            accepted_[t % accepted_.size()] = {where, batches};
+        }
+        gates_.recover(released_, head_);
+        // What was passed is told again: the broker before may not have come to it.
+        passed_ = released_;
+        for (const u64 gate = gates_.lowest(head_); passed_ < gate;) pass_next();
+        for (u64 t = head_; t < released_ + ring_.geometry().tickets && ring_.holds(t); ++t) ++recovered_.unaccepted;
+        peers_.adopt([&](auto&& batch) {
+            for (u64 t = head_; t < head_ + recovered_.unaccepted; ++t) {
+                if (ring_.look(t, where) != Ring::Look::Committed) continue;  // accept() will tell
+                std::memcpy(&h, ring_.header_of(where.slot), sizeof h);
+                batch(h, where.owner);
+            }
+        });
+        free_half_received();
+    }
+    // The slot may be free already, and even be somebody else's: then its generation is another one.
+    void finish_release(const LogBounds& found) noexcept {
+        std::atomic<u64>& word = ring_.slot(ticket::slot(found.journal)).word;
+        const u64 w = word.load(std::memory_order_acquire), g = slot_word::generation(w);
+        if (slot_word::is_owned(w) && (g & ticket::kGenerationMask) == ticket::generation(found.journal))
+            word.store(slot_word::free(g + 1), std::memory_order_seq_cst);
+        ring_.control().released.store(found.released, std::memory_order_release);
+        recovered_.release = true;
+    }
+    // The slots that the process of the broker before was filling from a network: those of rows that are kept, and of
+    // no ticket.
+    void free_half_received() {
+        std::vector<bool> committed = held_;
+        for (u64 t = head_; t < head_ + recovered_.unaccepted; ++t) {
+            const u32 s = ticket::slot(ring_.entry(t).load(std::memory_order_acquire));
+            if (s < committed.size()) committed[s] = true;
+        }
+        for (u32 s = 0; s < committed.size(); ++s) {
+            const u64 w = ring_.slot(s).word.load(std::memory_order_acquire);
+            if (committed[s] || !slot_word::is_owned(w) || !peers_.is_kept(slot_word::owner(w))) continue;
+            ring_.slot(s).word.store(slot_word::free(slot_word::generation(w) + 1), std::memory_order_seq_cst);
+            ++recovered_.slots;
+        }
+    }
+
+    struct InLog {
+        Ring::Committed where;
+        u64 batches;  // for Peers::pass()
+    };
+
     Ring ring_;
-    int lock_fd_;
     bool stage_times_;
     SpinPolicy spin_;
     Gates gates_;
-    std::vector<Peer> peers_;
-    std::vector<Ring::Committed> accepted_;  // by ticket: what release_next() needs, out of others' reach
-    std::vector<bool> held_;                 // by slot: accepted and not released
+    Peers peers_;
+    std::vector<InLog> accepted_;  // by ticket: what its release needs, out of others' reach
+    std::vector<bool> held_;       // by slot: accepted and not released
     u64 head_ = 0;
     u64 passed_ = 0;    // the oldest ticket that a subscriber has not passed
     u64 released_ = 0;  // the oldest ticket that holds its slot
@@ -447,9 +457,10 @@ private:
     u32 idle_ = 0;         // sleeps since something was accepted, up to kMostIdle
     u64 told_ns_ = 0;      // when the crowd was told
     bool untold_ = false;  // `head` has moved since
-    u32 next_waiter_ = 0;
+    std::atomic<u64> first_accept_ns_{0};
     std::atomic<bool> stop_{false};
-    const char* corruption_ = nullptr;
+    Finding corruption_;
+    Recovered recovered_;
 };
 
 }  // namespace embar

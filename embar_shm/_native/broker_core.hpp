@@ -53,7 +53,51 @@ public:
         return core.reap_row(i);
     }
     std::optional<std::string> corruption() const {
-        return core.corruption() ? std::optional<std::string>(core.corruption()) : std::nullopt;
+        const Finding& f = core.corruption();
+        return f ? std::optional(std::string(f.field) + ": " + f.text) : std::nullopt;
+    }
+
+    // What was found when it began, and what it keeps for participants on a network.
+    nb::dict recovered() const {
+        const Broker::Recovered& r = core.recovered();
+        nb::dict d;
+        d["head"] = r.head;
+        d["unread"] = r.unread;
+        d["unaccepted"] = r.unaccepted;
+        d["release"] = r.release;
+        d["acknowledgement"] = r.acknowledgement;
+        d["slots"] = r.slots;
+        return d;
+    }
+    nb::list adopted_publishers() {
+        nb::list l;
+        for (const Peers::Adopted& a : core.peers().adopted()) {
+            nb::dict d;
+            d["index"] = a.index;
+            d["publisher_id"] = a.publisher_id;
+            d["incarnation"] = a.incarnation;
+            d["received_seq"] = a.received_seq;
+            d["quota"] = a.quota;
+            d["ack"] = a.ack;
+            l.append(d);
+        }
+        return l;
+    }
+    nb::list adopted_subscribers() {
+        nb::list l;
+        for (const Gates::Adopted& a : core.gates().adopted()) {
+            nb::dict d;
+            d["index"] = a.index;
+            d["remote_id"] = a.id;
+            d["remote_incarnation"] = a.incarnation;
+            d["cursor"] = a.cursor;
+            l.append(d);
+        }
+        return l;
+    }
+    std::optional<u64> first_accept_ns() const {
+        const u64 ns = core.first_accept_ns();
+        return ns ? std::optional(ns) : std::nullopt;
     }
 
 private:

@@ -20,6 +20,7 @@ inline const char* name(Status s) {
         case Status::NotReserved: return "not_reserved";
         case Status::BrokerStopped: return "broker_stopped";
         case Status::BrokerGone: return "broker_gone";
+        case Status::Quarantined: return "quarantined";
         case Status::Faulted: return "faulted";
         case Status::Corrupt: return "corrupt";
     }

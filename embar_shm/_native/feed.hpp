@@ -117,6 +117,7 @@ public:
         if (peer != Subscriber::Peer::Ok) {
             // The broker may have accepted something as its last act: look once more after its end.
             if (subscriber_.available() > subscriber_.next()) return Found::Waited;
+            if (peer == Subscriber::Peer::Quarantined) return Found::Corrupt;
             return peer == Subscriber::Peer::Stopped ? Found::End : Found::Gone;
         }
         subscriber_.wait(now_ns() + kSliceNs);

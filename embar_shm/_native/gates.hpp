@@ -4,6 +4,7 @@
 //   lowest    the first ticket that some reliable subscriber has not released: nothing from there on is freed
 //   watch     say whose release the broker waits for, so that only that one wakes it
 //   reap      free the rows of those that left or died; a dead one holds nothing back any more
+//   recover   go on where the broker before this one was killed
 //
 // What a subscriber writes is its cursor, and it only counts while it moves forward, and not beyond `head`: a
 // broken one can hold back the release, as a slow one can, but not make the broker release what others read.
@@ -15,7 +16,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "liveness.hpp"
+#include "kept.hpp"
 #include "ring.hpp"
 #include "waiting.hpp"
 
@@ -23,11 +24,19 @@ namespace embar {
 
 class Gates {
 public:
+    // Of a subscriber on a network whose row the broker keeps.
+    struct Adopted {
+        u32 index;
+        u64 id;
+        u64 incarnation;
+        u64 cursor;
+    };
+
     // `retain`: batches to keep readable, lossy subscribers or not. `lock_fd` -1: a plain buffer, where nobody is
     // ever found dead.
     Gates(Ring ring, int lock_fd, u32 retain)
         : ring_(ring), lock_fd_(lock_fd), retain_(std::min(retain, ring.geometry().slots)),
-          rows_(ring.geometry().max_subscribers) {}
+          rows_(ring.geometry().max_subscribers), kept_(lock_fd, ring.geometry().max_subscribers, subscriber_lock) {}
 
     // How many batches that everybody has passed should stay in the ring.
     u64 retained() const noexcept { return lossy_ ? std::max<u64>(retain_, ring_.geometry().slots / 2) : retain_; }
@@ -97,6 +106,7 @@ public:
     // Frees the rows of all that are gone. => how many.
     u32 reap() noexcept {
         u32 gone = 0;
+        kept_.give_up_old();
         for (u32 i = 0; i < rows_.size(); ++i) gone += reap_row(i);
         if (gone) count();
         ring_.control().subscribers.store(count_of_all(), std::memory_order_relaxed);
@@ -108,6 +118,26 @@ public:
         count();
         return true;
     }
+
+    // The gates of those that are in the table, where their rows say. A cursor that cannot be holds back everything, as
+    // it would have at the broker before this one, until it moves to where it can be.
+    void recover(u64 released, u64 head) {
+        for (u32 i = 0; i < rows_.size(); ++i) {
+            const SubscriberEntry& row = ring_.subscriber(i);
+            if (row.state.load(std::memory_order_acquire) != static_cast<u32>(SubscriberState::Active)) continue;
+            const u64 cursor = row.cursor.load(std::memory_order_acquire);  // pairs with Subscriber::advance()
+            const bool lossy = row.mode.load(std::memory_order_relaxed) == static_cast<u32>(SubscribeMode::Lossy);
+            rows_[i] = {released <= cursor && cursor <= head ? cursor : released, lossy ? Kind::Lossy : Kind::Reliable};
+            const u64 id = row.remote_id.load(std::memory_order_relaxed);
+            const u64 incarnation = row.remote_incarnation.load(std::memory_order_relaxed);
+            if ((id || incarnation) && !lossy && kept_.keep(i))
+                adopted_.push_back({i, id, incarnation, rows_[i].cursor});
+        }
+        count();
+    }
+    const std::vector<Adopted>& adopted() const noexcept { return adopted_; }
+    // Any thread.
+    bool take_over(u32 i, int lock_fd) noexcept { return i < rows_.size() && kept_.take_over(i, lock_fd); }
 
 private:
     enum class Kind : u8 { None, Reliable, Lossy };
@@ -125,6 +155,7 @@ private:
             clear(i);
             return true;
         }
+        if (kept_.has(i)) return false;
         // Else only the kernel's word counts. While we hold the byte, nobody can take the row.
         if (lock_fd_ < 0 || !try_lock_byte(lock_fd_, subscriber_lock(i))) return false;
         // It may have left in order since the first look. Acquire: then it is this that orders its last reads before.
@@ -161,6 +192,8 @@ private:
     u32 retain_;
     std::vector<Row> rows_;
     std::vector<u32> reliable_;  // indices of the rows that can hold back the release
+    KeptRows kept_;
+    std::vector<Adopted> adopted_;
     u32 lossy_ = 0;
     u32 slowest_ = 0;
 };

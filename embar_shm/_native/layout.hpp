@@ -150,7 +150,8 @@ struct SegmentHeader {
     u64 created_unix_ns;
     char boot_id[40];  // /proc/sys/kernel/random/boot_id: a segment never outlives a boot
     char name[136];    // cluster/broker: at most 64 + 1 + 64 characters
-    unsigned char reserved[kPage - 288];
+    char damage[216];  // what was wrong when a broker quarantined the segment; written once, before that state
+    unsigned char reserved[kPage - 504];
 };
 static_assert(sizeof(SegmentHeader) == kPage);
 static_assert(offsetof(SegmentHeader, boot_id) == 112 && offsetof(SegmentHeader, name) == 152);

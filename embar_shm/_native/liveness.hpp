@@ -8,9 +8,13 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
+
+#include "waiting.hpp"
 
 namespace embar {
 
@@ -46,5 +50,33 @@ inline Liveness holder(int fd, std::uint64_t offset) noexcept {
     if (fcntl(fd, F_OFD_GETLK, &f) != 0) return Liveness::Unknown;
     return f.l_type == F_UNLCK ? Liveness::Gone : Liveness::Alive;
 }
+
+// Is the broker gone for good? One that died may be started again on the same segment: those who wait for it give it a
+// while. They do not where the segment was removed. Any thread.
+class BrokerWatch {
+public:
+    // `lock_fd` -1: a plain buffer, where nobody is ever found dead.
+    BrokerWatch(int lock_fd, std::uint64_t patience_ns) noexcept : lock_fd_(lock_fd), patience_ns_(patience_ns) {}
+
+    // Asks the kernel, about 0.5 us.
+    bool gone() noexcept {
+        if (lock_fd_ < 0) return false;
+        if (holder(lock_fd_, kBrokerLock) != Liveness::Gone) {
+            since_.store(0, std::memory_order_relaxed);
+            return false;
+        }
+        struct stat file;
+        if (fstat(lock_fd_, &file) == 0 && file.st_nlink == 0) return true;
+        const std::uint64_t now = now_ns();
+        std::uint64_t since = 0;  // of several threads the first sets it
+        since_.compare_exchange_strong(since, now, std::memory_order_relaxed);
+        return now - (since ? since : now) >= patience_ns_;
+    }
+
+private:
+    int lock_fd_;
+    std::uint64_t patience_ns_;
+    std::atomic<std::uint64_t> since_{0};  // when it was first seen to be gone
+};
 
 }  // namespace embar

@@ -12,10 +12,11 @@ public:
     // `context` explains errors: embar_shm.segment.Segment. It must not refer back to this object.
     PublisherCore(nb::object context, nb::handle buffer, u32 index, int lock_fd, u64 publisher_id, u64 incarnation,
                   u64 message_size, u64 batch_bytes, u32 quota, u32 ack, double linger_ms, int copy, u32 sample_every,
-                  int wait_mode, double spin_us, unsigned cpus, std::optional<double> timeout)
+                  int wait_mode, double spin_us, unsigned cpus, std::optional<double> timeout, double restart_timeout)
         : context_(std::move(context)), buffer_(buffer, true), timeout_(timeout),
           core(checked(buffer_, index, batch_bytes, message_size, quota), index, lock_fd,
-               options(publisher_id, incarnation, message_size, batch_bytes, quota, ack, linger_ms, copy, sample_every),
+               options(publisher_id, incarnation, message_size, batch_bytes, quota, ack, linger_ms, copy, sample_every,
+                       restart_timeout),
                spin_options(wait_mode, spin_us, cpus)) {}
 
     // Throws the Python error for `status`; `size` is the message or batch number it is about.
@@ -214,10 +215,10 @@ private:
         return ring;
     }
     static PublisherOptions options(u64 id, u64 incarnation, u64 message_size, u64 batch_bytes, u32 quota, u32 ack,
-                                    double linger_ms, int copy, u32 sample_every) {
+                                    double linger_ms, int copy, u32 sample_every, double restart_timeout) {
         if (copy < 0 || copy > 2) throw nb::value_error("copy must be 0 (auto), 1 (plain) or 2 (nontemporal)");
         PublisherOptions o;
-        o.row = {id, incarnation, quota, ack, sample_every != 0};
+        o.row = {id, incarnation, quota, ack, sample_every != 0, nanoseconds(restart_timeout)};
         o.message_size = message_size;
         o.batch_bytes = batch_bytes;
         o.linger_ns = static_cast<u64>(std::clamp(linger_ms, 0.0, 1e9) * 1e6);

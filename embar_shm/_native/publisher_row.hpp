@@ -33,7 +33,8 @@ enum class Status {
     InUse,          // this thread is in another call already: a signal handler calls
     NotReserved,    // no reservation is open
     BrokerStopped,  // the broker has left in order
-    BrokerGone,     // the broker's lock is free: it died
+    BrokerGone,     // the broker's lock is free: it died, and no other came in time
+    Quarantined,    // the broker found the segment damaged
     Faulted,        // the broker refused a batch of ours
     Corrupt,        // the ring's words make no sense
 };
@@ -43,7 +44,8 @@ struct RowOptions {
     u64 incarnation = 0;
     u32 quota = 1;  // slots held at a time
     u32 ack = 1;
-    bool timed = false;  // record stage times
+    bool timed = false;   // record stage times
+    u64 patience_ns = 0;  // for a broker that died to be started again
 };
 
 class PublisherRow {
@@ -53,8 +55,8 @@ public:
     // The caller holds the liveness lock of row `index` on `lock_fd`, and has seen the row free. `lock_fd` -1: a plain
     // buffer, where nobody is ever found dead.
     PublisherRow(Ring ring, u32 index, int lock_fd, const RowOptions& options, const SpinOptions& spin)
-        : ring_(ring), row_(&ring_.publisher(index)), index_(index), lock_fd_(lock_fd), row_options_(options),
-          spin_(spin) {
+        : ring_(ring), row_(&ring_.publisher(index)), index_(index), broker_(lock_fd, options.patience_ns),
+          row_options_(options), spin_(spin) {
         PublisherEntry& row = *row_;
         row.pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         row.publisher_id.store(options.publisher_id, std::memory_order_relaxed);
@@ -126,9 +128,8 @@ public:
     // What a wait that did not end well should tell the user. Asks the kernel about the broker.
     Status peer_status() noexcept {
         if (refused()) return Status::Faulted;
-        if (no_more_acks()) return Status::BrokerStopped;
-        if (lock_fd_ >= 0 && holder(lock_fd_, kBrokerLock) == Liveness::Gone) return Status::BrokerGone;
-        return Status::Ok;
+        if (no_more_acks()) return ended();
+        return broker_.gone() ? Status::BrokerGone : Status::Ok;
     }
 
     // --- looking ---
@@ -156,7 +157,7 @@ protected:
     // Claims a slot without waiting. The quota counts this batch, too.
     Status claim_slot() noexcept {
         const u64 begin = row_options_.timed ? now_ns() : 0;
-        if (no_more_batches()) return refused() ? Status::Faulted : Status::BrokerStopped;
+        if (no_more_batches()) return refused() ? Status::Faulted : ended();
         if (committed_ - released_seen_ >= row_options_.quota) {
             released_seen_ = committed_ - in_flight();
             if (committed_ - released_seen_ >= row_options_.quota) return Status::NeedSlot;
@@ -210,6 +211,11 @@ protected:
 
     u32 broker_state() const noexcept { return ring_.control().state.load(std::memory_order_seq_cst); }
     bool refused() const noexcept { return row_->fault.load(std::memory_order_seq_cst) != 0; }
+    // Why the broker has ended.
+    Status ended() const noexcept {
+        return broker_state() == static_cast<u32>(BrokerState::Quarantined) ? Status::Quarantined
+                                                                            : Status::BrokerStopped;
+    }
     // Nothing new can be sent.
     bool no_more_batches() const noexcept {
         return refused() || broker_state() >= static_cast<u32>(BrokerState::Stopping);
@@ -234,7 +240,7 @@ protected:
     Ring ring_;
     PublisherEntry* row_;
     u32 index_;
-    int lock_fd_;
+    BrokerWatch broker_;
     RowOptions row_options_;
     SpinPolicy spin_;
     std::atomic<Status> state_{Status::Ok};  // written by the claiming thread, read anywhere: relaxed

@@ -14,7 +14,7 @@
 //                 USED -> USED + refused       refuse    broker, before `head` passes it
 //                 USED(lap, ..) -> FREE(lap+1) release   broker
 //   tail          t -> t+1                     help      anybody who saw that entry t is no longer FREE(lap)
-//   head, released                                       broker
+//   head, released, releasing                            broker
 //
 // Invariants.
 //   I1  A slot has one owner; only the owner writes its bytes, and only between claim and commit.
@@ -31,7 +31,7 @@
 // Death.  Whatever instruction a publisher dies at, what it leaves is (a) nothing, (b) a slot it owns and no
 // ticket refers to: the broker frees it after the kernel dropped the owner's lock (liveness.hpp), or (c) a
 // committed batch, with `tail` perhaps not moved: the next committer moves it. A broker that dies leaves the
-// ring as it is.
+// ring as it is; the next one finishes what it had begun (recovery.hpp).
 //
 // ABA.  A publisher that sleeps between reading an entry and its CAS finds FREE(lap) again only after 2^32
 // laps. A claim's CAS is guarded by 48 bits of generation.
@@ -113,6 +113,7 @@ public:
     }
 
     const Geometry& geometry() const noexcept { return geometry_; }
+    SegmentHeader* segment_header() const noexcept { return reinterpret_cast<SegmentHeader*>(base_); }
     Control& control() const noexcept { return *reinterpret_cast<Control*>(base_ + sizeof(SegmentHeader)); }
     PublisherEntry& publisher(u32 i) const noexcept {
         return reinterpret_cast<PublisherEntry*>(base_ + geometry_.publishers_offset)[i];
@@ -215,6 +216,17 @@ public:
         out = {s, slot_word::owner(w), g};
         return Look::Committed;
     }
+    // The same for a ticket that was accepted, at the start of a broker. Its slot may be the log's.
+    bool look_again(u64 t, Committed& out) const noexcept {
+        const u64 e = entry(t).load(std::memory_order_acquire);
+        const u32 s = ticket::slot(e);
+        if (ticket::lap(e) != lap_of(t) || !ticket::is_used(e) || s >= geometry_.slots) return false;
+        const u64 w = slot(s).word.load(std::memory_order_relaxed), g = slot_word::generation(w);
+        out = {s, slot_word::owner(w), g};
+        return slot_word::is_owned(w) && (g & ticket::kGenerationMask) == ticket::generation(e) &&
+               (out.owner < geometry_.max_publishers || out.owner == kLogOwner);
+    }
+    bool is_refused(u64 t) const noexcept { return ticket::is_refused(entry(t).load(std::memory_order_relaxed)); }
     // Tells everybody that the batch in ticket t, which `head` has not passed, is not for reading.
     void refuse(u64 t) const noexcept {
         entry(t).fetch_or(ticket::kRefused, std::memory_order_relaxed);  // ordered by the store of `head`
@@ -223,9 +235,13 @@ public:
     void inherit(const Committed& c) const noexcept {
         slot(c.slot).word.store(slot_word::owned(c.generation, kLogOwner), std::memory_order_release);
     }
-    // Recycles ticket t and frees its slot, in this order: a slot that is free has no ticket.
+    // Recycles ticket t, which is `released`, and frees its slot, in this order: a slot that is free has no ticket.
+    // What it takes to finish that is written down first: recovery.hpp does when the broker dies in between. (Whoever
+    // looks has the dead broker's lock, so sees its stores; they must only be made in this order.)
     void release(u64 t, const Committed& c) const noexcept {
-        entry(t).store(ticket::free(lap_of(t) + 1), std::memory_order_release);                 // pairs with commit()
+        const u32 lap = lap_of(t);
+        control().releasing.store(ticket::used(lap, c.slot, c.generation), std::memory_order_relaxed);
+        entry(t).store(ticket::free(lap + 1), std::memory_order_release);                       // pairs with commit()
         slot(c.slot).word.store(slot_word::free(c.generation + 1), std::memory_order_seq_cst);  // with try_claim()
     }
     // Does a committed ticket at or after `from` refer to a slot of `owner`?

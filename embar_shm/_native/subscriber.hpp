@@ -33,6 +33,9 @@ struct SubscriberOptions {
     Start start = Start::Latest;
     u64 ticket = 0;  // Start::Ticket
     bool sole = false;
+    u64 patience_ns = 0;  // for a broker that died to be started again
+    u64 remote_id = 0;    // of a subscriber on a network that comes back, with its incarnation
+    u64 remote_incarnation = 0;
 };
 
 class Subscriber {
@@ -45,7 +48,7 @@ public:
         Corrupt,   // the ring's words make no sense
         NoMemory,  // for the copy
     };
-    enum class Peer { Ok, Stopped, Gone };
+    enum class Peer { Ok, Stopped, Gone, Quarantined };
 
     struct View {
         u64 ticket = 0;  // in the log
@@ -58,14 +61,16 @@ public:
     // The caller holds the liveness lock of row `index` on `lock_fd` and has seen the row free, or `sole`.
     Subscriber(Ring ring, u32 index, int lock_fd, const char* name, const SubscriberOptions& options,
                const SpinOptions& spin)
-        : ring_(ring), row_(&ring_.subscriber(index)), index_(index), lock_fd_(lock_fd), options_(options), spin_(spin),
-          passed_(ring.geometry().tickets), taken_(ring.geometry().tickets) {
+        : ring_(ring), row_(&ring_.subscriber(index)), index_(index), broker_(lock_fd, options.patience_ns),
+          options_(options), spin_(spin), passed_(ring.geometry().tickets), taken_(ring.geometry().tickets) {
         SubscriberEntry& row = *row_;
         row.pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         row.mode.store(static_cast<u32>(options.mode), std::memory_order_relaxed);
         row.start.store(static_cast<u32>(options.start), std::memory_order_relaxed);
         row.start_ticket.store(options.ticket, std::memory_order_relaxed);
         row.attached_ns.store(now_ns(), std::memory_order_relaxed);
+        row.remote_id.store(options.remote_id, std::memory_order_relaxed);
+        row.remote_incarnation.store(options.remote_incarnation, std::memory_order_relaxed);
         std::strncpy(row.name, name, sizeof row.name - 1);
         if (options.sole) {
             joined_ = true;
@@ -193,9 +198,9 @@ public:
 
     // What is to be told when there is nothing to take. Asks the kernel about the broker.
     Peer peer() noexcept {
+        if (state_of_broker() == static_cast<u32>(BrokerState::Quarantined)) return Peer::Quarantined;
         if (stopped()) return Peer::Stopped;
-        if (lock_fd_ >= 0 && holder(lock_fd_, kBrokerLock) == Liveness::Gone) return Peer::Gone;
-        return Peer::Ok;
+        return broker_.gone() ? Peer::Gone : Peer::Ok;
     }
     // A sole consumer's feeder: nothing more will come. Any thread.
     void end() noexcept {
@@ -230,9 +235,8 @@ private:
 
     bool is_gate() const noexcept { return options_.sole || options_.mode == SubscribeMode::Reliable; }
     u64 cursor_seen() const noexcept { return row_cursor_.load(std::memory_order_relaxed); }
-    bool stopped() const noexcept {
-        return ring_.control().state.load(std::memory_order_seq_cst) >= static_cast<u32>(BrokerState::Stopped);
-    }
+    u32 state_of_broker() const noexcept { return ring_.control().state.load(std::memory_order_seq_cst); }
+    bool stopped() const noexcept { return state_of_broker() >= static_cast<u32>(BrokerState::Stopped); }
     static bool holds_batch(u64 w, u32 generation) noexcept {
         return slot_word::is_owned(w) && (slot_word::generation(w) & ticket::kGenerationMask) == generation;
     }
@@ -323,7 +327,7 @@ private:
     Ring ring_;
     SubscriberEntry* row_;
     u32 index_;
-    int lock_fd_;
+    BrokerWatch broker_;
     SubscriberOptions options_;
     SpinPolicy spin_;
     std::atomic<bool> interrupted_{false};

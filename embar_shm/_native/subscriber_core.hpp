@@ -28,10 +28,11 @@ public:
     // batch is in use and the row is given back. None of them may refer back to this object.
     SubscriberCore(nb::object context, nb::handle buffer, nb::handle slots, u32 index, int lock_fd,
                    const std::string& name, int mode, int start, u64 ticket, bool sole, int wait_mode, double spin_us,
-                   unsigned cpus, std::optional<double> timeout, nb::object broker, nb::object on_left)
+                   unsigned cpus, std::optional<double> timeout, nb::object broker, nb::object on_left,
+                   double restart_timeout)
         : context_(std::move(context)), buffer_(buffer, true), broker_(std::move(broker)), on_left_(std::move(on_left)),
           timeout_(timeout), driver_(broker_.is_none() ? nullptr : nb::cast<BrokerCore*>(broker_)),
-          core(checked(slots, index), index, lock_fd, name.c_str(), options(mode, start, ticket, sole),
+          core(checked(slots, index), index, lock_fd, name.c_str(), options(mode, start, ticket, sole, restart_timeout),
                spin_options(wait_mode, spin_us, cpus)) {}
 
     // Subscribers of one process: one thread is in a call at a time. The row is given back in nobody's call.
@@ -242,7 +243,10 @@ private:
     static constexpr std::size_t kSpares = 4;
     static constexpr u64 kCopyUnderGil = 64 * 1024;  // shorter than giving the GIL away and getting it back
 
-    static const char* name(Subscriber::Peer p) { return p == Subscriber::Peer::Stopped ? "stopped" : "gone"; }
+    static const char* name(Subscriber::Peer p) {
+        if (p == Subscriber::Peer::Quarantined) return "quarantined";
+        return p == Subscriber::Peer::Stopped ? "stopped" : "gone";
+    }
 
     Ring checked(nb::handle slots, u32 index) {
         Geometry g;
@@ -254,10 +258,11 @@ private:
         if (slots_->size() < g.total_bytes - g.slots_offset) throw nb::value_error("the slots are truncated");
         return Ring(buffer_.data(), g, slots_->data());
     }
-    static SubscriberOptions options(int mode, int start, u64 ticket, bool sole) {
+    static SubscriberOptions options(int mode, int start, u64 ticket, bool sole, double restart_timeout) {
         if (mode < 0 || mode > 1) throw nb::value_error("mode must be 0 (reliable) or 1 (lossy)");
         if (start < 0 || start > 2) throw nb::value_error("start must be 0 (latest), 1 (earliest) or 2 (ticket)");
-        return {static_cast<SubscribeMode>(mode), static_cast<Start>(start), ticket, sole};
+        return {static_cast<SubscribeMode>(mode), static_cast<Start>(start), ticket, sole,
+                nanoseconds(restart_timeout)};
     }
 
     bool take(View& v, std::unique_ptr<char[]>& copy) {
@@ -285,7 +290,7 @@ private:
         return false;
     }
     Found ended(Subscriber::Peer p) {
-        if (p == Subscriber::Peer::Gone) raise("gone");
+        if (p != Subscriber::Peer::Stopped) raise(name(p));
         return Found::End;
     }
     void check_open() {

@@ -44,6 +44,7 @@ class PublisherArguments(TypedDict, total=False):
     linger_ms: float
     timeout: float | None
     connect_timeout: float
+    restart_timeout: float
     wait: WaitMode
     spin_us: float
     copy: CopyMode

@@ -31,6 +31,7 @@ class SubscriberArguments(TypedDict, total=False):
     name: str | None
     timeout: float | None
     connect_timeout: float
+    restart_timeout: float
     wait: WaitMode
     spin_us: float
     in_flight: int | None

@@ -41,10 +41,14 @@ def _key_options(command: _Command) -> _Command:
     "--json",
     "as_json",
     is_flag=True,
-    help="Print two JSON objects, a line each: when ready, and at the end.",
+    help="Print JSON objects, a line each: when ready, with what was recovered, and at the end; "
+    "in between, when the first batch was accepted after a recovery.",
 )
 def broker_command(name: str | None, file: str | None, as_json: bool, **flags: Any) -> None:
     """Run a broker until Ctrl-C or SIGTERM, then print what it did.
+
+    It goes on with the ring of a broker that was killed, if there is one of this name: nothing that
+    was acknowledged is lost, and who is connected stays connected.
 
     Prints the addresses that publishers and subscribers can use once it is ready. Those of this
     machine use shm://CLUSTER/BROKER; what comes in over --listen ends up in the same ring.
@@ -89,10 +93,28 @@ class _One:
     def __init__(self, notifier: Notifier, as_json: bool) -> None:
         self._notifier = notifier
         self._as_json = as_json
+        self._is_ready = False
+        self._recovered: dict[str, Mapping[str, Any]] = {}  # by name, until all are ready
 
     def ready(self, addresses: Mapping[str, list[str]]) -> None:
         self._show_ready(addresses)
+        self._is_ready = True
         self._notifier.ready(f"serving {', '.join(addresses)}")
+
+    def recovered(self, name: str, recovery: Mapping[str, Any]) -> None:
+        if not self._as_json:
+            render_broker.recovered(name, recovery)
+        elif self._is_ready:  # one of several was started again
+            render_broker.json_line({"recovered": {"name": name, **recovery}})
+        else:
+            self._recovered[name] = recovery
+
+    def goes_on(self, name: str, seconds: float, since_start: float) -> None:
+        if self._as_json:
+            found = {"name": name, "seconds": seconds, "since_process_start": since_start}
+            render_broker.json_line({"first_accept": found})
+        else:
+            render_broker.goes_on(name, seconds, since_start)
 
     def alive(self) -> None:
         self._notifier.alive()
@@ -104,11 +126,17 @@ class _One:
         self._show_ended(reports)
 
     def _show_ready(self, addresses: Mapping[str, list[str]]) -> None:
-        (own,) = addresses.values()
+        ((name, own),) = addresses.items()
         if self._as_json:
-            render_broker.json_line({"addresses": own})
+            render_broker.json_line(self._ready_object(name, own))
         else:
             render_broker.ready(own)
+
+    def _ready_object(self, name: str, addresses: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {"addresses": addresses}
+        if (recovery := self._recovered.get(name)) is not None:
+            found["recovered"] = recovery
+        return found
 
     def _show_ended(self, reports: Mapping[str, Report]) -> None:
         (report,) = reports.values()
@@ -123,7 +151,7 @@ class _Several(_One):
 
     def _show_ready(self, addresses: Mapping[str, list[str]]) -> None:
         if self._as_json:
-            found = {name: {"addresses": own} for name, own in addresses.items()}
+            found = {name: self._ready_object(name, own) for name, own in addresses.items()}
             render_broker.json_line({"brokers": found})
         else:
             render_broker.ready([address for own in addresses.values() for address in own])

@@ -9,7 +9,7 @@ from typing import Any
 
 from embar_shm.cli.render import open_console
 
-__all__ = ["ended", "json_line", "ready"]
+__all__ = ["ended", "goes_on", "json_line", "ready", "recovered"]
 
 
 def ready(addresses: Sequence[str]) -> None:
@@ -17,6 +17,36 @@ def ready(addresses: Sequence[str]) -> None:
     console = open_console()
     for address in addresses:
         console.print(f"ready: {address}", markup=False, soft_wrap=True)
+    sys.stdout.flush()
+
+
+def recovered(name: str, recovery: Mapping[str, Any]) -> None:
+    """What a broker found in the ring that it took over."""
+    console = open_console()
+    console.print(
+        f"recovered: {name}, broker {recovery['epoch']}, in {1e3 * recovery['seconds']:.1f} ms: "
+        f"{recovery['accepted']:,} batches in the log, {recovery['unread']:,} of them in the ring, "
+        f"{recovery['unaccepted']:,} more committed; {recovery['publishers']} publishers and "
+        f"{recovery['subscribers']} subscribers connected",
+        markup=False,
+        soft_wrap=True,
+    )
+    if recovery["redone"]:
+        finished = ", ".join(recovery["redone"])
+        console.print(f"recovered: finished or undone: {finished}", markup=False, soft_wrap=True)
+    for note in recovery["notes"]:
+        console.print(f"recovered: {note}", markup=False, soft_wrap=True)
+    sys.stdout.flush()
+
+
+def goes_on(name: str, seconds: float, since_start: float) -> None:
+    """The first batch after that."""
+    open_console().print(
+        f"goes on: {name} accepted its first batch {1e3 * seconds:.0f} ms after it began to "
+        f"recover, {1e3 * since_start:.0f} ms after its process was started",
+        markup=False,
+        soft_wrap=True,
+    )
     sys.stdout.flush()
 
 

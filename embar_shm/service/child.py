@@ -43,6 +43,12 @@ class _Parent:
     def ready(self, addresses: Mapping[str, list[str]]) -> None:
         _say("ready", addresses=addresses)
 
+    def recovered(self, name: str, recovery: Mapping[str, Any]) -> None:
+        _say("recovered", name=name, recovery=recovery)
+
+    def goes_on(self, name: str, seconds: float, since_start: float) -> None:
+        _say("goes_on", name=name, seconds=seconds, since_start=since_start)
+
     def alive(self) -> None:
         _say("alive")
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+from embar_shm.address import RingName
 from embar_shm.broker import Broker
 from embar_shm.config import BrokerConfig
 from embar_shm.errors import EmbarError
+from embar_shm.segment import remove_dead
 from embar_shm.stopping import StopSignals
 from embar_shm.token import read_token
 from embar_shm.transports import Listener
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     import ssl
 
 __all__ = ["Audience", "Report", "serve"]
+
+_LOOK_EVERY = 0.02  # seconds between two looks for the first batch
+_START_TIME = 19  # in /proc/self/stat, behind the name: field 22 of proc(5)
 
 
 class Report(TypedDict):
@@ -33,6 +41,13 @@ class Audience(Protocol):
 
     def ready(self, addresses: Mapping[str, list[str]]) -> None:
         """All of them can be used, at these addresses. Told once at most."""
+
+    def recovered(self, name: str, recovery: Mapping[str, Any]) -> None:
+        """One of them goes on where one that died was: a `Recovery`. Told before `ready`."""
+
+    def goes_on(self, name: str, seconds: float, since_start: float) -> None:
+        """It has accepted its first batch, so long after it began to take the ring over, and after
+        its process was started."""
 
     def alive(self) -> None:
         """None of them is hung. Told again and again."""
@@ -53,9 +68,10 @@ def serve(
 ) -> None:
     """Runs the broker until SIGTERM, and then returns; until Ctrl-C, KeyboardInterrupt.
 
-    In the main thread. `period`: seconds between two `alive`; None: there are none. Raises what
-    `Broker.create`, `listen` and `serve` raise. However it ends, the segment is unlinked. A second
-    signal ends a wait for publishers' threads, unless it is `patient`.
+    In the main thread. Goes on where a broker that died was, unless that is to be replaced.
+    `period`: seconds between two `alive`; None: there are none. Raises what
+    `Broker.open_or_recover`, `listen` and `serve` raise. However it ends, the segment is unlinked,
+    unless it is damaged. A second signal ends a wait for publishers' threads, unless `patient`.
     """
     token = None if config.token_file is None else read_token(config.token_file)
     context = _tls(config)
@@ -85,7 +101,9 @@ def serve(
 
 
 def _create(config: BrokerConfig) -> Broker:
-    return Broker.create(
+    if config.replace_dead:
+        remove_dead(RingName.parse(config.name))
+    return Broker.open_or_recover(
         config.name,
         slots=config.slots,
         slot_size=config.slot_size,
@@ -94,7 +112,6 @@ def _create(config: BrokerConfig) -> Broker:
         retain=config.retain,
         wait=config.wait,
         spin_us=config.spin_us,
-        replace_dead=config.replace_dead,
     )
 
 
@@ -116,7 +133,11 @@ def _serve(
     why = "stopping"
     try:  # from the moment on at which somebody may know that we are here
         addresses = [broker.address, *(listener.address for listener in listeners)]
+        if broker.recovery is not None:
+            audience.recovered(broker.name, dataclasses.asdict(broker.recovery))
         audience.ready({broker.name: addresses})
+        if broker.recovery is not None:
+            _serve_until_first_accept(broker, audience, period, stop)
         while stop.asked is None:
             broker.serve(period)
             if stop.asked is None:
@@ -128,6 +149,28 @@ def _serve(
         audience.stopping(why)
         broker.close()
         audience.ended({broker.name: _report(broker, listeners)})
+
+
+def _serve_until_first_accept(
+    broker: Broker, audience: Audience, period: float | None, stop: StopSignals
+) -> None:
+    """Tells when the ring that was taken over gets on."""
+    recovery, told = broker.recovery, time.monotonic()
+    while stop.asked is None and recovery is not None:
+        broker.serve(_LOOK_EVERY)
+        if (first := broker.first_accept) is not None:
+            audience.goes_on(broker.name, first - recovery.began, first - _process_start())
+            return
+        if stop.asked is None and period is not None and time.monotonic() - told >= period:
+            told = time.monotonic()
+            audience.alive()
+
+
+def _process_start() -> float:
+    """When this process was started, in terms of `time.monotonic`, to the kernel's 10 ms."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[_START_TIME]
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age
 
 
 def _report(broker: Broker, listeners: list[Listener]) -> Report:

@@ -1,12 +1,14 @@
 """Several brokers, each in a process of its own, that live and end together.
 
-Processes, because a broker that crashes must not take the rings of the others with it: they are
-then ended in good order.
+Processes, because a broker that crashes must not take the rings of the others with it. One that is
+killed is started again, and goes on with its ring; only when that happens again and again, or one
+ends in another way, the others are ended in good order.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import signal
@@ -26,6 +28,9 @@ from embar_shm.stopping import StopSignals
 __all__ = ["supervise"]
 
 _GRACE = 30.0  # seconds that a broker may take to end before it is killed
+_RESTARTS = 5  # of one broker that is killed, within
+_RESTARTS_WITHIN = 60.0  # seconds; more often, and it is given up
+_log = logging.getLogger("embar_shm.supervisor")
 
 
 def supervise(
@@ -33,8 +38,9 @@ def supervise(
 ) -> None:
     """Runs the brokers until SIGTERM, and then returns; until Ctrl-C, KeyboardInterrupt.
 
-    In the main thread. When one of them does not start, or ends by itself, the others are ended,
-    and its error is raised: its own, or `BrokerGone` when it died. `period`: as in `serving.serve`.
+    In the main thread. One that is killed once it was ready is started again. When one of them does
+    not start, or ends by itself, or is killed too often, the others are ended, and its error is
+    raised: its own, or `BrokerGone` when it died. `period`: as in `serving.serve`.
     """
     with StopSignals() as stop:
         children = _Children(configs, period)
@@ -60,6 +66,7 @@ class _Child:
 
     def __init__(self, config: BrokerConfig, period: float | None) -> None:
         self.name = config.name
+        self.config = config
         self._pending = b""
         self._process = subprocess.Popen(
             # -P: the installed package, not a folder of the same name where the command runs
@@ -102,13 +109,18 @@ class _Child:
         self._stdout.close()
         return code
 
+    def was_killed(self) -> bool:
+        """Once it has said its last: was it ended by a signal that it cannot handle?"""
+        code = self.wait()
+        return code < 0 and code != -signal.SIGTERM
+
     def death(self) -> BrokerGone:
         """Why it said no more."""
         code = self.wait()
         if code < 0:
             return BrokerGone(
                 f"{self} was killed by signal {-code}",
-                "its ring is still there: start with --replace-dead to replace it",
+                "its ring is still there: start it again, and it goes on with what is in it",
             )
         how = "was stopped" if code == 0 else f"ended with exit code {code}"
         return BrokerGone(f"{self} {how}", "the others were ended with it; its messages are above")
@@ -120,7 +132,10 @@ class _Children:
     def __init__(self, configs: Sequence[BrokerConfig], period: float | None) -> None:
         self.reports: dict[str, Report] = {}
         self.were_ready = False
+        self._period = period
         self._running = [_Child(config, period) for config in configs]
+        self._selector: selectors.BaseSelector
+        self._restarts: dict[str, list[float]] = {}  # by name: when it was started again
         self._names = [config.name for config in configs]
         self._addresses: dict[str, list[str]] = {}
         self._alive: set[str] = set()
@@ -131,9 +146,15 @@ class _Children:
             match event["event"]:
                 case "ready":
                     self._addresses |= event["addresses"]
-                    if len(self._addresses) == len(self._names):
+                    if len(self._addresses) == len(self._names) and not self.were_ready:
                         audience.ready({name: self._addresses[name] for name in self._names})
                         self.were_ready = True
+                case "gone" if self.were_ready and child.was_killed() and self._may_restart(child):
+                    self._restart(child)
+                case "recovered":
+                    audience.recovered(event["name"], event["recovery"])
+                case "goes_on":
+                    audience.goes_on(event["name"], event["seconds"], event["since_start"])
                 case "alive":
                     self._alive.add(child.name)
                     if len(self._alive) == len(self._names):  # each of them since the last time
@@ -141,6 +162,24 @@ class _Children:
                         audience.alive()
                 case _:
                     self._note(child, event)
+
+    def _may_restart(self, child: _Child) -> bool:
+        now = time.monotonic()
+        times = self._restarts.setdefault(child.name, [])
+        times[:] = [moment for moment in times if now - moment < _RESTARTS_WITHIN]
+        if len(times) >= _RESTARTS:
+            return False
+        times.append(now)
+        return True
+
+    def _restart(self, child: _Child) -> None:
+        """A new process for the broker goes on with its ring, and listens where it did."""
+        _log.warning("%s: it is started again", child.death().message)
+        _, *listen = self._addresses[child.name]
+        config = child.config.model_copy(update={"listen": tuple(listen), "replace_dead": False})
+        again = _Child(config, self._period)
+        self._running.append(again)
+        self._selector.register(again, selectors.EVENT_READ, again)
 
     def end(self) -> EmbarError | None:
         """Ends those that still run, and takes their reports; what went wrong with one of them."""
@@ -158,7 +197,7 @@ class _Children:
         for child in self._running:
             failure = BrokerGone(
                 f"{child} did not end within {_GRACE:g} s and was killed",
-                "its ring is still there: start with --replace-dead to replace it",
+                "its ring is still there: start it again, and it goes on with what is in it",
             )
             child.kill()
             child.wait()
@@ -186,6 +225,7 @@ class _Children:
     ) -> Iterator[tuple[_Child, dict[str, Any]]]:
         """What they say, and "gone", until `stop` is asked, the deadline, or nobody is left."""
         with selectors.DefaultSelector() as selector:
+            self._selector = selector
             for child in self._running:
                 selector.register(child, selectors.EVENT_READ, child)
             if stop is not None:
@@ -196,14 +236,12 @@ class _Children:
                     return
                 for key, _ in selector.select(left):
                     if key.data is not None:
-                        yield from self._said(key.data, selector)
+                        yield from self._said(key.data)
 
-    def _said(
-        self, child: _Child, selector: selectors.BaseSelector
-    ) -> Iterator[tuple[_Child, dict[str, Any]]]:
+    def _said(self, child: _Child) -> Iterator[tuple[_Child, dict[str, Any]]]:
         events = child.hear()
         if events is None:
-            selector.unregister(child)
+            self._selector.unregister(child)
             self._running.remove(child)
             events = [{"event": "gone"}]
         yield from ((child, event) for event in events)

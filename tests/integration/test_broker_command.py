@@ -149,13 +149,10 @@ def test_ctrl_c_is_exit_code_130_with_the_report_and_nothing_left(cluster: str) 
 
 def test_what_a_killed_broker_leaves_is_replaced_on_demand(cluster: str) -> None:
     with running_broker(f"{cluster}/0") as broker:
+        publish(broker.address)
         broker.process.kill()
         broker.process.wait(60)
     assert [str(ring) for ring in leftovers(cluster)] == [f"{cluster}/0"]
-    done = embar_shm("broker", f"{cluster}/0")
-    assert done.code == 1
-    assert "left behind by a broker that is gone" in done.stderr
-    assert "embar-shm broker --replace-dead" in done.stderr
     with running_broker(f"{cluster}/0", "--replace-dead") as broker:
         publish(broker.address)
         assert broker.stop()["stats"]["messages"] == 100

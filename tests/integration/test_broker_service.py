@@ -209,15 +209,45 @@ def test_the_exit_code_of_one_that_does_not_start_is_its_own(cluster: str, tmp_p
     assert leftovers(cluster) == []
 
 
-def test_when_one_is_killed_the_others_end_in_good_order(cluster: str, file: str) -> None:
+def test_one_that_is_killed_is_started_again_and_goes_on_where_it_was(
+    cluster: str, file: str
+) -> None:
+    name = f"{cluster}/0"
+    with running(file) as (process, brokers):
+        shm, tcp = brokers[name]["addresses"]
+        with es.Publisher.connect(shm, timeout=20, restart_timeout=20) as publisher:
+            publisher.publish(b"before")
+            publisher.wait_acked()
+            child_of(process, name).kill()
+            publisher.publish(b"after")
+            publisher.wait_acked()
+        publish(tcp)  # it listens where it did
+        assert process.stdout is not None
+        recovered = json.loads(process.stdout.readline())["recovered"]
+        assert (recovered["name"], recovered["epoch"], recovered["accepted"]) == (name, 2, 1)
+        assert json.loads(process.stdout.readline())["first_accept"]["name"] == name
+        process.terminate()
+        code, reports, stderr = ended(process)
+    assert code == 0
+    assert "was killed by signal 9: it is started again" in stderr
+    assert reports[name]["stats"]["messages"] == 3
+    assert leftovers(cluster) == []
+
+
+def test_when_one_is_killed_again_and_again_the_others_end_in_good_order(
+    cluster: str, file: str
+) -> None:
     with running(file) as (process, brokers):
         publish(brokers[f"{cluster}/1"]["addresses"][0])
+        assert process.stdout is not None
+        for _ in range(5):
+            child_of(process, f"{cluster}/0").kill()
+            assert "recovered" in json.loads(process.stdout.readline())
         child_of(process, f"{cluster}/0").kill()
         code, reports, stderr = ended(process)
     assert code == 1
     assert f"the broker {cluster}/0 (pid " in stderr
     assert "was killed by signal 9" in stderr
-    assert "--replace-dead" in stderr
     assert reports.keys() == {f"{cluster}/1"}
     assert reports[f"{cluster}/1"]["stats"]["messages"] == 1
     assert [str(ring) for ring in leftovers(cluster)] == [f"{cluster}/0"]
@@ -292,7 +322,7 @@ def test_it_hears_what_failed(cluster: str, file: str, manager: tuple[str, socke
     address, sock = manager
     with running(file, environ={"NOTIFY_SOCKET": address}) as (process, _):
         sock.recv(4096)
-        child_of(process, f"{cluster}/0").kill()
+        child_of(process, f"{cluster}/0").terminate()
         stopping = sock.recv(4096).decode().splitlines()
         assert ended(process)[0] == 1
     assert stopping[0] == "STOPPING=1"

@@ -257,7 +257,7 @@ public:
                 while (next_ - released_ > random.below(kSlots)) release();
                 continue;
             }
-            if (const char* why = broker_.corruption()) fail("corrupt: %s", why);
+            if (const Finding& f = broker_.corruption()) fail("corrupt: %s: %s", f.field, f.text);
             while (released_ != next_) release();
             const bool left = all_left_.load();
             if (broker_.ring().holds(next_)) continue;

@@ -281,6 +281,7 @@ def test_damaged_words_stop_the_broker_with_a_reason(entry: int, word: int) -> N
     ring.set_u64(ring.entry_at(0), entry)
     ring.set_u64(ring.slot_at(0), word)
     assert broker.accept() is None
-    assert broker.corruption == "a ticket entry and its slot word do not belong together"
+    assert broker.corruption is not None
+    assert broker.corruption.startswith("tickets[0]: ")
     assert broker.serve(None) == "corrupt"
     assert (ring.u64(HEAD), publisher.accepted_seq) == (0, 0)

@@ -1,0 +1,140 @@
+"""Taking over what a broker that died has left: its segment, with everything in it.
+
+Who holds the broker's lock of a segment is its broker. It dies with its process, so of several that
+want to be the next one the first gets it. What is in the ring is recovered natively
+(``_native/broker.hpp``), from whatever instruction the last one was killed at.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from embar_shm import _core
+from embar_shm.address import RingName
+from embar_shm.errors import BrokerExists, NoSuchBroker
+from embar_shm.layout import Geometry, validated
+from embar_shm.liveness import liveness
+from embar_shm.segment import Segment, open_segment, prefault_memory, unlink_segment, why_taken
+from embar_shm.units import format_size
+
+__all__ = ["Recovery", "differences", "is_drained", "take_over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a broker found when it took over the ring of one that had died."""
+
+    epoch: int  # how many brokers the ring has had, this one included
+    accepted: int  # batches that are in the log
+    unread: (
+        int  # of them still in the ring, because somebody has not read them or they are retained
+    )
+    unaccepted: int  # batches that were committed meanwhile, and are accepted from now on
+    publishers: int  # that are connected, those on a network included
+    subscribers: int
+    redone: tuple[str, ...]  # steps that the last broker had begun, and this one has finished
+    notes: tuple[str, ...]  # what is not as it was asked for
+    began: float  # time.monotonic() when it began to take over
+    seconds: float  # that this took
+
+    @classmethod
+    def of(
+        cls, segment: Segment, found: Mapping[str, int], notes: tuple[str, ...], began: float
+    ) -> Self:
+        """`found`: by the core, which has just begun to serve."""
+        monitor = segment.monitor()
+        geometry = segment.geometry
+        publishers = [monitor.publisher(row)["state"] for row in range(geometry.max_publishers)]
+        subscribers = [monitor.subscriber(row)["state"] for row in range(geometry.max_subscribers)]
+        redone = []
+        if found["release"]:
+            redone.append("a release")
+        if found["acknowledgement"]:
+            redone.append("an acknowledgement")
+        if found["slots"]:
+            redone.append(f"{found['slots']} batches that were being received")
+        return cls(
+            epoch=monitor.control()["epoch"],
+            accepted=found["head"],
+            unread=found["unread"],
+            unaccepted=found["unaccepted"],
+            publishers=publishers.count("active"),
+            subscribers=subscribers.count("active") + subscribers.count("joining"),
+            redone=tuple(redone),
+            notes=notes,
+            began=began,
+            seconds=time.monotonic() - began,
+        )
+
+
+def take_over(name: RingName) -> Segment | None:
+    """Maps the segment that a broker has left, and holds the broker's lock on it.
+
+    None: there is none, or only one whose creator died before it was complete; that is removed. Or
+    somebody has just replaced it: look again.
+    Raises `BrokerExists` when its broker is alive, `IncompatibleSegment` when this version cannot
+    use it, and then leaves it alone. Does not block.
+    """
+    try:
+        lock_fd = liveness.opened(lambda: open_segment(name))
+    except NoSuchBroker:
+        return None
+    try:
+        if not _core.try_lock(lock_fd, _core.BROKER_LOCK):
+            raise BrokerExists(*why_taken(name))
+        found = os.fstat(lock_fd)
+        if found.st_nlink == 0:  # somebody removed it while we were at it
+            liveness.close(lock_fd)
+            return None
+        # We hold the lock: nobody is making it any more.
+        if found.st_size < _core.SEGMENT_HEADER_BYTES or os.pread(lock_fd, 8, 0) == bytes(8):
+            unlink_segment(name, found.st_ino)
+            liveness.close(lock_fd)
+            return None
+        mapped = open_segment(name)
+        try:
+            if os.fstat(mapped).st_ino != found.st_ino:
+                liveness.close(lock_fd)
+                return None  # somebody else has removed it and made a new one
+            with mmap.mmap(
+                mapped, min(found.st_size, mmap.PAGESIZE), prot=mmap.PROT_READ
+            ) as header:
+                geometry = validated(name, header, found.st_size)
+            memory = mmap.mmap(mapped, geometry.total_bytes)
+        finally:
+            os.close(mapped)
+        prefault_memory(memory)
+        return Segment(name, memory, geometry, lock_fd, found.st_ino)
+    except BaseException:
+        liveness.close(lock_fd)
+        raise
+
+
+def is_drained(segment: Segment) -> bool:
+    """Is nobody connected to it, and everything in it read? The caller holds the broker's lock."""
+    ring, geometry = _core.Ring(segment.memory), segment.geometry
+    control = ring.control()
+    if control["head"] != control["released"] or ring.look(control["head"]) != "empty":
+        return False
+    locks = [_core.publisher_lock(row) for row in range(geometry.max_publishers)]
+    locks += [_core.subscriber_lock(row) for row in range(geometry.max_subscribers)]
+    return not any(_core.is_locked(segment.lock_fd, lock) for lock in locks)
+
+
+def differences(asked: Geometry, found: Geometry) -> tuple[str, ...]:
+    """What of a ring is not as it was asked for, in words."""
+    return tuple(
+        f"{what}: the ring has {show(has)}, {show(wanted)} was asked for"
+        for what, has, wanted, show in (
+            ("slots", found.slots, asked.slots, str),
+            ("slot_size", found.slot_bytes, asked.slot_bytes, format_size),
+            ("max_publishers", found.max_publishers, asked.max_publishers, str),
+            ("max_subscribers", found.max_subscribers, asked.max_subscribers, str),
+        )
+        if has != wanted
+    )
