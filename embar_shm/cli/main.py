@@ -7,39 +7,45 @@ to stderr. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 integrity, 
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn, cast
 
 import click
 
-from embar_shm.cli.broker import broker_command
-from embar_shm.cli.compare import compare_command
-from embar_shm.cli.config import config_command
-from embar_shm.cli.doctor import doctor_command
-from embar_shm.cli.publish import publish_command
-from embar_shm.cli.run import run_command
-from embar_shm.cli.subscribe import subscribe_command
 from embar_shm.errors import EmbarError
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+# In the order of the help. `embar_shm.cli.NAME` has the command `NAME_command`: imported when it is
+# used, because brokers shall start quickly, and what `run` needs takes longer than they do.
+_COMMANDS: Final = ("run", "broker", "publish", "subscribe", "compare", "config", "doctor")
+
+
+class _Commands(click.Group):
+    """The commands, each in a module of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"embar_shm.cli.{cmd_name}")
+        return cast(click.Command, getattr(module, f"{cmd_name}_command"))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="embar-shm", prog_name="embar-shm")
 def cli() -> None:
     """Move batches between processes at memory speed, and see what limits them."""
-
-
-cli.add_command(run_command)
-cli.add_command(broker_command)
-cli.add_command(publish_command)
-cli.add_command(subscribe_command)
-cli.add_command(compare_command)
-cli.add_command(config_command)
-cli.add_command(doctor_command)
 
 
 def main() -> NoReturn:

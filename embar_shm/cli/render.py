@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
@@ -17,10 +16,11 @@ from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.usage import by_role
 from embar_shm.bench.watch import Progress
 from embar_shm.cli import render_scenario, render_verdict
+from embar_shm.cli.console import open_console
 from embar_shm.config import KEYS, Parameter
 from embar_shm.units import format_duration, format_rate, format_size
 
-__all__ = ["STAGES", "buffer_size", "open_console", "parameters", "progress", "result"]
+__all__ = ["STAGES", "buffer_size", "parameters", "progress", "result"]
 
 _SIZES = {key.name for key in KEYS if key.is_size}
 STAGES = (
@@ -40,14 +40,6 @@ _CEILINGS = {
     "tcp_loopback": ("TCP loopback", "by the same processes with bare send and recv"),
     "copy_and_read": ("copy and read", "by the same processes without brokers"),
 }
-
-
-def open_console(stderr: bool = False) -> Console:
-    """A console for tables: as wide as the terminal, or as tables need it in files and pipes."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = 110  # files and pipes: do not break lines at an arbitrary 80
-    return console
 
 
 def _table(*columns: str, title: str) -> Table:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 
 __all__ = ["ended", "goes_on", "json_line", "ready", "recovered"]
 

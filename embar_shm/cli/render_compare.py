@@ -14,6 +14,7 @@ from embar_shm.bench.compare import Comparison, Summary
 from embar_shm.bench.facts import CEILINGS
 from embar_shm.bench.spread import Spread
 from embar_shm.cli import render, render_verdict
+from embar_shm.cli.console import open_console
 from embar_shm.units import format_rate
 
 __all__ = ["comparison"]
@@ -24,7 +25,7 @@ _NOTHING: Final = "-"
 
 def comparison(found: Comparison) -> None:
     """Stages side by side, the figures, each transport's verdict, and the answer."""
-    console = render.open_console()
+    console = open_console()
     console.print(_stages(found))
     console.print(_figures(found))
     for name in found["transports"]:

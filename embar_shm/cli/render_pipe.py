@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 from embar_shm.units import format_duration, format_rate, format_size
 
 __all__ = ["Gaps", "progress", "published", "subscribed"]

@@ -20,7 +20,7 @@ from embar_shm.bench.result import unused_over_shm
 from embar_shm.bench.spread import spread
 from embar_shm.bench.verdict import verdict
 from embar_shm.bench.watch import Progress
-from embar_shm.cli import render, render_compare
+from embar_shm.cli import render_compare
 from embar_shm.config import LoadedConfig, load
 from embar_shm.errors import ConfigurationError, RunFailed
 
@@ -353,7 +353,7 @@ def test_the_documentation_has_every_answer_and_every_figure() -> None:
 
 def shown(found: Comparison, monkeypatch: pytest.MonkeyPatch, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    monkeypatch.setattr(render, "open_console", lambda: console)
+    monkeypatch.setattr(render_compare, "open_console", lambda: console)
     render_compare.comparison(found)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
