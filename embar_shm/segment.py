@@ -61,7 +61,12 @@ _POLL = 0.002  # seconds between two looks at a segment that is being created
 class Segment:
     """A mapped segment. `create` and `attach` make one; `close` gives it back."""
 
-    advice = "the broker is alive but does not get on: look at that process"
+    @property
+    def advice(self) -> str:
+        """What to look at when the broker, though not given up, does not get on."""
+        if self.lock_fd >= 0 and not _core.is_locked(self.lock_fd, _core.BROKER_LOCK):
+            return "the broker died: start it again, and it goes on with what is in its ring"
+        return "the broker is alive but does not get on: look at that process"
 
     def __init__(
         self,

@@ -116,11 +116,16 @@ def take_over(name: RingName) -> Segment | None:
 
 
 def is_drained(segment: Segment) -> bool:
-    """Is nobody connected to it, and everything in it read? The caller holds the broker's lock."""
+    """Is nobody connected to it, everything in it read, and nothing damaged?
+
+    The caller holds the broker's lock.
+    """
     ring, geometry = _core.Ring(segment.memory), segment.geometry
     control = ring.control()
     if control["head"] != control["released"] or ring.look(control["head"]) != "empty":
         return False
+    if ring.damage or _core.check_ring(segment.memory):
+        return False  # it is evidence
     locks = [_core.publisher_lock(row) for row in range(geometry.max_publishers)]
     locks += [_core.subscriber_lock(row) for row in range(geometry.max_subscribers)]
     return not any(_core.is_locked(segment.lock_fd, lock) for lock in locks)
