@@ -2,7 +2,8 @@
 
 A ring is named ``cluster/broker``; its segment is the POSIX shared memory object
 ``/embar.<cluster>.<broker>``, which Linux shows as ``/dev/shm/embar.<cluster>.<broker>``.
-An address is a URL: ``shm://cluster/broker``; other transports have their own form after ``://``.
+An address is a URL: ``shm://cluster/broker``, with ``?group=NAME`` after it where several users
+share the ring (`embar_shm.access`); other transports have their own form after ``://``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from embar_shm.errors import ConfigurationError
 
-__all__ = ["SHM_DIRECTORY", "RingName", "existing_rings", "split_address"]
+__all__ = ["SHM_DIRECTORY", "RingAddress", "RingName", "existing_rings", "split_address"]
 
 SHM_DIRECTORY = Path("/dev/shm")  # where Linux mounts the file system of shm_open(3)
 _PREFIX = "embar."
@@ -32,8 +34,9 @@ class RingName:
         """Reads "cluster/broker". Raises `ConfigurationError` for anything else."""
         parts = text.split("/") if isinstance(text, str) else []
         if len(parts) != 2 or not all(_PART.fullmatch(part) for part in parts):
+            shown = repr(text) if len(repr(text)) <= 80 else f"{text!r:.77}..."
             raise ConfigurationError(
-                f"{text!r} is not the name of a ring",
+                f"{shown} is not the name of a ring",
                 'a name is "cluster/broker", for example "demo/0"; each part has 1 to 64 letters, '
                 "digits, '-' or '_', and begins with a letter or digit",
             )
@@ -51,6 +54,36 @@ class RingName:
 
     def __str__(self) -> str:
         return f"{self.cluster}/{self.broker}"
+
+
+@dataclass(frozen=True, slots=True)
+class RingAddress:
+    """What follows "shm://": a ring, and the group whose members are trusted with it, if any."""
+
+    ring: RingName
+    group: str | None = None
+    """Its name, or its number in digits."""
+
+    @classmethod
+    def parse(cls, text: str) -> RingAddress:
+        """Reads "cluster/broker" or "cluster/broker?group=NAME". Raises `ConfigurationError`."""
+        name, question, query = text.partition("?") if isinstance(text, str) else (text, "", "")
+        ring = RingName.parse(name)
+        if not question:
+            return cls(ring)
+        key, _, value = query.partition("=")
+        group = unquote(value)
+        if key != "group" or not group or not group.isprintable() or "&" in value:
+            raise ConfigurationError(
+                f"{query!r} says nothing about the ring {ring}",
+                f'"shm://{ring}?group=NAME" is for a ring that several users share',
+            )
+        return cls(ring, group)
+
+    def __str__(self) -> str:
+        if self.group is None:
+            return str(self.ring)
+        return f"{self.ring}?group={quote(self.group, safe='')}"
 
 
 def existing_rings() -> list[RingName]:

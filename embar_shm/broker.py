@@ -76,6 +76,7 @@ class Broker:
         spin_us: float = 50,
         replace_dead: bool = False,
         stage_times: bool = True,
+        group: str | int | None = None,
     ) -> Self:
         """Creates the ring `name` ("cluster/broker") and becomes its broker.
 
@@ -90,6 +91,8 @@ class Broker:
         `replace_dead` removes the segment of a broker that was killed, if no publisher is left;
         `open_or_recover` goes on with it.
         Without `stage_times` the broker's share of the stage statistics is not taken.
+        `group`, a name or number, lets all its members publish and subscribe, at `address`; else
+        only this process' user can (SECURITY.md).
 
         Raises `BrokerExists`, `NotEnoughSpace`, `ConfigurationError`. Does not block.
         """
@@ -102,6 +105,7 @@ class Broker:
             wait=wait,
             spin_us=spin_us,
             stage_times=stage_times,
+            group=group,
         )
         ring = RingName.parse(name)
         with signals.deferred():  # until somebody is there who unlinks the segment
@@ -120,6 +124,7 @@ class Broker:
         wait: WaitMode = "adaptive",
         spin_us: float = 50,
         stage_times: bool = True,
+        group: str | int | None = None,
     ) -> Self:
         """Becomes the broker of the ring `name`: creates it, or goes on where one that died was.
 
@@ -127,9 +132,11 @@ class Broker:
         now. Publishers and subscribers that live stay connected and go on by themselves; those over
         a network connect again. What is half done is finished, what belongs to the dead is freed.
         `recovery` then tells what was found. Arguments as for `create`; a ring that was left keeps
-        its sizes, unless nobody is connected to it and everything in it was read.
+        its sizes, unless nobody is connected to it and everything in it was read. It is for `group`
+        from then on; who has it open keeps it.
 
-        Raises what `create` does; `BrokerExists` when the broker is alive, `IncompatibleSegment`
+        Raises what `create` does; `BrokerExists` when the broker is alive, or the ring another
+        user's, `AccessDenied` when it was opened to more than a group, `IncompatibleSegment`
         when this version cannot use what is there, and `CorruptSegment` when a word in it has a
         value that cannot be: it is quarantined then, and stays for whoever looks into it. Does not
         block.
@@ -143,6 +150,7 @@ class Broker:
             wait=wait,
             spin_us=spin_us,
             stage_times=stage_times,
+            group=group,
         )
         ring = RingName.parse(name)
         with signals.deferred():
@@ -155,8 +163,11 @@ class Broker:
 
     @property
     def address(self) -> str:
-        """Where publishers of this machine connect to: "shm://cluster/broker"."""
-        return f"shm://{self._segment.name}"
+        """Where publishers of this machine connect to: "shm://cluster/broker".
+
+        With "?group=NAME" if the ring is for a group.
+        """
+        return f"shm://{self._segment.address}"
 
     @property
     def segment(self) -> Segment:

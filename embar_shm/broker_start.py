@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
-from embar_shm import _core
+from embar_shm import _core, access
 from embar_shm.address import RingName
 from embar_shm.cpus import available_cpus
 from embar_shm.errors import BrokerExists, CorruptSegment
@@ -39,6 +39,7 @@ class Start:
     wait_mode: int
     spin_us: float
     stage_times: bool
+    group: int | None
 
     @classmethod
     def checked(
@@ -52,6 +53,7 @@ class Start:
         wait: str,
         spin_us: float,
         stage_times: bool,
+        group: str | int | None,
     ) -> Self:
         """Raises `ConfigurationError` for a value that cannot be."""
         mode, spin_us = choose("wait", wait, WAIT_MODES), number("spin_us", spin_us)
@@ -61,11 +63,12 @@ class Start:
             whole("max_publishers", max_publishers, 1, _core.MAX_PUBLISHERS),
             whole("max_subscribers", max_subscribers, 1, _core.MAX_SUBSCRIBERS),
         )
-        return cls(geometry, whole("retain", retain, 0, slots), mode, spin_us, stage_times)
+        retain = whole("retain", retain, 0, slots)
+        return cls(geometry, retain, mode, spin_us, stage_times, access.group_id(group))
 
     def create(self, ring: RingName, *, replace_dead: bool) -> Begun:
         """With a new ring."""
-        segment = Segment.create(ring, self.geometry, replace_dead=replace_dead)
+        segment = Segment.create(ring, self.geometry, replace_dead=replace_dead, group=self.group)
         try:
             return Begun(segment, self._core(segment))
         except BaseException:
@@ -77,7 +80,7 @@ class Start:
         """With what a broker that died has left, if there is something; it keeps its sizes.
 
         But for those that are empty, and that nobody is connected to: these are replaced where
-        other sizes are asked for.
+        other sizes or another group are asked for.
         """
         for _ in range(_TRIES):
             begin = time.monotonic()
@@ -90,10 +93,12 @@ class Start:
                     continue
             try:
                 notes = differences(self.geometry, segment.geometry)
+                notes += access.differences(segment.lock_fd, self.group)
                 if notes and is_drained(segment):
                     segment.unlink()
                     segment.close()
                     continue
+                segment.let_in(self.group)
                 core = self._core(segment)
             except BaseException:
                 segment.close()

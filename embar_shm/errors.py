@@ -125,7 +125,7 @@ class ProtocolError(PeerError):
 
 
 class AccessDenied(PeerError):
-    """The token or the certificate of one side does not satisfy the other."""
+    """One side may not talk to the other: its token or certificate, or the user of a segment."""
 
 
 class IncompatibleSegment(PeerError):

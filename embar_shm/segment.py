@@ -3,12 +3,15 @@
 Creation takes these steps, in this order, so that whoever attaches finds either nothing, or a
 segment that is still being made (magic 0, broker lock held), or a whole one:
 
-1. ``shm_open`` with O_EXCL and mode 0600;
+1. ``shm_open`` with O_EXCL and mode 0600; its group, if it has one;
 2. the broker's liveness lock (byte 0, see ``_native/liveness.hpp``);
 3. ``posix_fallocate`` of the whole size: a bare ``ftruncate`` succeeds on a full tmpfs and then
    kills the process with SIGBUS at the first touch;
 4. mapping and prefault;
-5. header, and last of all its magic.
+5. header, and after all of it the magic;
+6. mode 0660, if there is a group: its members find a whole segment, too.
+
+Whose segments are trusted, and by whom: `embar_shm.access`.
 
 A killed broker leaves its segment behind; `Segment.create` with `replace_dead` removes it once the
 kernel says that neither the broker nor any publisher is left.
@@ -26,9 +29,10 @@ import time
 
 import posix_ipc
 
-from embar_shm import _core
-from embar_shm.address import SHM_DIRECTORY, RingName, existing_rings
+from embar_shm import _core, access
+from embar_shm.address import SHM_DIRECTORY, RingAddress, RingName, existing_rings
 from embar_shm.errors import (
+    AccessDenied,
     BrokerExists,
     BrokerGone,
     EmbarError,
@@ -54,7 +58,7 @@ __all__ = [
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module has no names
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
 _CREATE_TRIES = 10  # a creation can lose against others' `replace_dead`, but not forever
-_LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock
+_LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock, and to its mode
 _POLL = 0.002  # seconds between two looks at a segment that is being created
 
 
@@ -84,38 +88,51 @@ class Segment:
         self.log: int = _core.read_header(memory)["created_unix_ns"]
         """Identifies the log: a broker that is started anew has another."""
         self.geometry = geometry
+        self.group: int | None = None
+        """Whose members its broker lets in; known to the broker only."""
         self.lock_fd: int = lock_fd
         self._inode = inode
 
     # --- making and finding -------------------------------------------------------------------
 
     @classmethod
-    def create(cls, name: RingName, geometry: Geometry, *, replace_dead: bool = False) -> Segment:
+    def create(
+        cls,
+        name: RingName,
+        geometry: Geometry,
+        *,
+        replace_dead: bool = False,
+        group: int | None = None,
+    ) -> Segment:
         """Creates the segment and holds the broker's lock on it.
 
-        Raises `BrokerExists` when the name is taken, `NotEnoughSpace` when /dev/shm is too full.
-        `replace_dead` removes a left-over whose broker and publishers are all gone.
+        `replace_dead` removes a left-over whose broker and publishers are all gone. `group`: its
+        members may use the segment, too.
+        Raises `BrokerExists` when the name is taken, `NotEnoughSpace` when /dev/shm is too full,
+        `ConfigurationError` when this process is not in the group.
         """
         for _ in range(_CREATE_TRIES):
             if replace_dead:
                 remove_dead(name)
             try:
-                return cls._create_now(name, geometry)
+                return cls._create_now(name, geometry, group)
             except _LostRace as error:
                 lost = error
         raise lost
 
     @classmethod
-    def _create_now(cls, name: RingName, geometry: Geometry) -> Segment:
+    def _create_now(cls, name: RingName, geometry: Geometry, group: int | None) -> Segment:
         try:
             made = posix_ipc.SharedMemory(name.posix_name, posix_ipc.O_CREX, mode=0o600)
         except posix_ipc.ExistentialError:
             raise BrokerExists(*why_taken(name)) from None
-        except OSError as error:
+        except (OSError, posix_ipc.PermissionsError) as error:
             raise _resource_error(name, error) from error
         lock_fd = -1
         try:
             os.fchmod(made.fd, 0o600)  # whatever the umask removed
+            if group is not None:
+                access.give_to_group(made.fd, group)
             lock_fd = _lock_as_broker(name, os.fstat(made.fd).st_ino)
             _reserve(name, made.fd, geometry)
             memory = mmap.mmap(made.fd, geometry.total_bytes)
@@ -132,11 +149,12 @@ class Segment:
             )
             segment = cls(name, memory, geometry, lock_fd, os.fstat(made.fd).st_ino)
             _core.publish_segment(memory)
+            if group is not None:
+                segment.let_in(group)
         except BaseException:
             if lock_fd >= 0 or _core.try_lock(made.fd, _core.BROKER_LOCK):
-                unlink_segment(
-                    name, os.fstat(made.fd).st_ino
-                )  # without the lock it is the remover's
+                # Without the lock it is the remover's.
+                unlink_segment(name, os.fstat(made.fd).st_ino)
             if lock_fd >= 0:
                 liveness.close(lock_fd)
             raise
@@ -152,28 +170,38 @@ class Segment:
         timeout: float = 0.0,
         prefault: bool = True,
         read_only_slots: bool = False,
+        group: int | None = None,
     ) -> Segment:
-        """Maps an existing segment after checking every field of its header.
+        """Maps an existing segment after checking whose it is, and every field of its header.
 
         Waits up to `timeout` seconds for a broker to appear. Without `prefault` the memory is
         left untouched: for those who only look at the counters. `read_only_slots`: for subscribers,
-        who cannot write into a batch then. Raises `NoSuchBroker`,
-        `BrokerGone` when its broker left it behind, and `IncompatibleSegment` with both sides'
-        values when this version cannot use it.
+        who cannot write into a batch then. `group`: one whose members this process trusts. Raises
+        `NoSuchBroker`, `AccessDenied` when the segment is not for this process, or of a user it
+        does not trust, `BrokerGone` when its broker left it behind, and `IncompatibleSegment` with
+        both sides' values when this version cannot use it.
         """
-        deadline = time.monotonic() + timeout
+        begin = time.monotonic()
+        deadline = begin + timeout
         while True:
             try:
-                return cls._attach_now(name, prefault, read_only_slots)
+                return cls._attach_now(name, prefault, read_only_slots, group)
             except (NoSuchBroker, BrokerGone):  # perhaps it is just being started again
                 if time.monotonic() >= deadline:
+                    raise
+            except access.NotOpenYet:  # without a group only its own user needs to wait
+                grace = max(_LOCK_GRACE, timeout if group is not None else 0)
+                if time.monotonic() >= begin + grace:
                     raise
             time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
 
     @classmethod
-    def _attach_now(cls, name: RingName, prefault: bool, read_only_slots: bool) -> Segment:
+    def _attach_now(
+        cls, name: RingName, prefault: bool, read_only_slots: bool, group: int | None
+    ) -> Segment:
         lock_fd = liveness.opened(lambda: open_segment(name))
         try:
+            access.check_trusted(name.path, lock_fd, group)
             size = _await_creation(name, lock_fd)
             mapped = open_segment(name)
             try:
@@ -199,6 +227,16 @@ class Segment:
             liveness.close(lock_fd)
             raise
         return cls(name, memory, geometry, lock_fd, inode, slots)
+
+    @property
+    def address(self) -> RingAddress:
+        """Where those who may use it find it."""
+        return RingAddress(self.name, None if self.group is None else access.group_name(self.group))
+
+    def let_in(self, group: int | None) -> None:
+        """Makes it, for its broker, what `group` may use; None: what its user may."""
+        access.let_in(self.lock_fd, group)
+        self.group = group
 
     # --- looking and giving back --------------------------------------------------------------
 
@@ -247,27 +285,21 @@ def _mapped(
 def unlink_segment(name: RingName, inode: int) -> None:
     """Removes the name, if it (still) belongs to this file. The caller holds the file's lock."""
     try:
-        if name.path.stat().st_ino == inode:
+        if name.path.lstat().st_ino == inode:
             posix_ipc.unlink_shared_memory(name.posix_name)
     except (FileNotFoundError, posix_ipc.ExistentialError):
         pass  # somebody removed it by hand: that is what we want, too
 
 
 def open_segment(name: RingName) -> int:
-    """An open file description of its own. The caller closes it."""
+    """An open file description of its own, of whomever it is. The caller closes it."""
     try:
-        return int(posix_ipc.SharedMemory(name.posix_name).fd)
-    except posix_ipc.ExistentialError:
+        return access.open_file(name.path)
+    except FileNotFoundError:
         rings = ", ".join(map(str, existing_rings())) or "none"
         raise NoSuchBroker(
             f"there is no broker {name} on this machine",
             f"start it, or correct the address; rings in {SHM_DIRECTORY}: {rings}",
-        ) from None
-    except (posix_ipc.PermissionsError, PermissionError):
-        owner = name.path.stat().st_uid
-        raise ResourceError(
-            f"the segment of {name} belongs to user id {owner}; this process has {os.geteuid()}",
-            "run both sides as the same user",
         ) from None
 
 
@@ -310,7 +342,7 @@ def _lock_as_broker(name: RingName, inode: int) -> int:
     try:
         fd = liveness.opened(lambda: open_segment(name))
         try:
-            if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.stat().st_ino == inode:
+            if _core.try_lock(fd, _core.BROKER_LOCK) and name.path.lstat().st_ino == inode:
                 return fd
         except BaseException:
             liveness.close(fd)
@@ -361,7 +393,7 @@ def prefault_memory(memory: mmap.mmap, *, write: bool = True) -> None:
             memory[page]
 
 
-def _resource_error(name: RingName, error: OSError) -> ResourceError:
+def _resource_error(name: RingName, error: Exception) -> ResourceError:
     return ResourceError(f"the segment of {name} cannot be created: {error}")
 
 
@@ -369,9 +401,14 @@ def why_taken(name: RingName) -> tuple[str, str]:
     """Message and hint for a name that exists."""
     try:
         fd = open_segment(name)
-    except (NoSuchBroker, ResourceError) as error:
-        return f"the ring {name} exists, or did a moment ago: {error.message}", "try again"
+    except NoSuchBroker as error:
+        return f"the ring {name} did exist a moment ago: {error.message}", "try again"
+    except (AccessDenied, IncompatibleSegment, ResourceError) as error:
+        return f"the name of the ring {name} is taken: {error.message}", error.hint
     try:
+        if not access.is_own(fd):
+            message, hint = access.not_ours(name.path, fd)
+            return f"the name of the ring {name} is taken: {message}", hint
         alive = _core.is_locked(fd, _core.BROKER_LOCK)
     finally:
         os.close(fd)
@@ -390,14 +427,17 @@ def why_taken(name: RingName) -> tuple[str, str]:
 def remove_dead(name: RingName) -> None:
     """Unlinks a segment in which nobody is alive, if there is one. Leaves it alone otherwise.
 
+    Also anything that is no segment, or may not be opened or removed by this process.
     Holding the broker's lock of the old file while unlinking makes sure that of several
     processes doing this one wins, and that none unlinks the winner's new segment.
     """
     try:
         fd = open_segment(name)
-    except NoSuchBroker:
+    except (NoSuchBroker, AccessDenied, IncompatibleSegment):
         return
     try:
+        if os.geteuid() not in (os.fstat(fd).st_uid, 0):
+            return
         if not _core.try_lock(fd, _core.BROKER_LOCK):
             return
         rows = range(_core.MAX_PUBLISHERS)

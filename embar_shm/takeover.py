@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from embar_shm import _core
+from embar_shm import _core, access
 from embar_shm.address import RingName
-from embar_shm.errors import BrokerExists, NoSuchBroker
+from embar_shm.errors import AccessDenied, BrokerExists, NoSuchBroker
 from embar_shm.layout import Geometry, validated
 from embar_shm.liveness import liveness
 from embar_shm.segment import Segment, open_segment, prefault_memory, unlink_segment, why_taken
@@ -77,14 +77,20 @@ def take_over(name: RingName) -> Segment | None:
 
     None: there is none, or only one whose creator died before it was complete; that is removed. Or
     somebody has just replaced it: look again.
-    Raises `BrokerExists` when its broker is alive, `IncompatibleSegment` when this version cannot
-    use it, and then leaves it alone. Does not block.
+    Raises `BrokerExists` when its broker is alive or it is another user's, `AccessDenied` when it
+    was opened to more than a group, `IncompatibleSegment` when this version cannot use it, and then
+    leaves it alone. Does not block.
     """
     try:
         lock_fd = liveness.opened(lambda: open_segment(name))
     except NoSuchBroker:
         return None
+    except AccessDenied as error:
+        raise BrokerExists(*why_taken(name)) from error
     try:
+        if not access.is_own(lock_fd):  # whoever made it may still read and write what is in it
+            raise BrokerExists(*why_taken(name))
+        access.check_mode(name.path, lock_fd)
         if not _core.try_lock(lock_fd, _core.BROKER_LOCK):
             raise BrokerExists(*why_taken(name))
         found = os.fstat(lock_fd)

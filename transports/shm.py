@@ -1,7 +1,8 @@
 """Shared memory: publishers write into the slots of the broker's ring, subscribers read there.
 
 The address is the ring's name, "cluster/broker". The ring itself is what both connect to, so
-listening needs nothing beyond `Broker.create`. Same machine and user only.
+listening needs nothing beyond `Broker.create`. Same machine only, and same user, or with
+"cluster/broker?group=NAME" a member of that group (`embar_shm.access`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from embar_shm import _core
-from embar_shm.address import RingName
+from embar_shm import _core, access
+from embar_shm.address import RingAddress
 from embar_shm.errors import BrokerRestarted, ConfigurationError
 from embar_shm.participants import take_row, take_subscriber_row
 from embar_shm.segment import Segment
@@ -41,8 +42,7 @@ class ShmTransport(Transport):
     scheme = "shm"
 
     def connect(self, address: str, options: PublisherOptions) -> PublisherLink:
-        name = RingName.parse(address)
-        segment = Segment.attach(name, timeout=options.connect_timeout)
+        segment = _attach(address, options.connect_timeout)
         try:
             return ShmLink(segment, options)
         except BaseException:
@@ -56,8 +56,7 @@ class ShmTransport(Transport):
         broker: _core.BrokerCore | None = None,
     ) -> SubscriberLink:
         """`broker`: the core of the ring's broker, if waiting for batches shall serve it."""
-        name = RingName.parse(address)
-        segment = Segment.attach(name, timeout=options.connect_timeout, read_only_slots=True)
+        segment = _attach(address, options.connect_timeout, read_only_slots=True)
         try:
             return ShmSubscriberLink(segment, options, broker)
         except BaseException:
@@ -70,11 +69,21 @@ class ShmTransport(Transport):
         address: str | None = None,
         options: ListenOptions = ListenOptions(),  # noqa: ARG002, B008 - there is no network
     ) -> Listener:
-        if address is not None and RingName.parse(address) != broker.segment.name:
+        if address is not None and RingAddress.parse(address).ring != broker.segment.name:
             raise ConfigurationError(
                 f"a ring cannot have a second name: {broker.name} cannot listen on shm://{address}"
             )
         return _RingListener(broker.address)
+
+
+def _attach(address: str, timeout: float, *, read_only_slots: bool = False) -> Segment:
+    where = RingAddress.parse(address)
+    return Segment.attach(
+        where.ring,
+        timeout=timeout,
+        read_only_slots=read_only_slots,
+        group=access.group_id(where.group),
+    )
 
 
 class _RingListener(Listener):

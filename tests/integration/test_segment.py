@@ -416,6 +416,7 @@ def test_a_truncated_segment_is_refused_with_both_sizes(
 def test_a_file_that_is_no_segment_is_refused(
     name: RingName, removed_afterwards: Path, content: bytes, says: str
 ) -> None:
+    removed_afterwards.touch(0o600)
     removed_afterwards.write_bytes(content)
     with pytest.raises(es.IncompatibleSegment, match=says) as caught:
         Segment.attach(name)

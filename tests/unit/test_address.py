@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embar_shm import address
-from embar_shm.address import RingName, existing_rings, split_address
+from embar_shm.address import RingAddress, RingName, existing_rings, split_address
 from embar_shm.errors import ConfigurationError
 
 PARTS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
@@ -54,13 +54,69 @@ def test_different_names_are_different_files(a: str, b: str, c: str, d: str) -> 
         "démo/0",
         "demo/" + "x" * 65,
         "shm://demo/0",
+        ".demo/0",
+        "demo/.",
+        "demo/..0",
+        "./demo/0",
+        "demo/../0",
+        "a/../../b",
+        "/demo/0",
+        "demo\\0",
+        "demo/\u0660",  # a digit zero, in Arabic
+        "d\u0435mo/0",  # a letter that looks like e, in Cyrillic
+        "demo/\uff10",  # a zero of full width
+        "demo\u2044" + "0",  # a slash for fractions
+        "demo/0\u200b",
+        "demo/%2e%2e",
+        "demo/0\udcff",
+        "x" * 100_000 + "/0",
     ],
+    ids=lambda text: ascii(text)[:40],
 )
 def test_what_is_not_a_name_is_refused_with_the_rule(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         RingName.parse(text)
-    assert repr(text) in str(caught.value)
+    assert repr(text)[:60] in str(caught.value)
+    assert len(caught.value.message) < 200
     assert '"cluster/broker"' in caught.value.hint
+
+
+@given(st.text())
+def test_whatever_is_taken_for_a_name_stays_in_its_folder(text: str) -> None:
+    try:
+        path = RingName.parse(text).path
+    except ConfigurationError:
+        return
+    assert path.parent == address.SHM_DIRECTORY
+    assert path.name.startswith("embar.")
+
+
+GROUPS = st.text(min_size=1, max_size=40).filter(str.isprintable)
+
+
+@given(PARTS, PARTS, GROUPS)
+def test_an_address_with_a_group_reads_back_as_it_is_written(
+    cluster: str, broker: str, group: str
+) -> None:
+    where = RingAddress(RingName(cluster, broker), group)
+    assert RingAddress.parse(str(where)) == where
+
+
+def test_an_address_names_the_group_it_trusts() -> None:
+    ring = RingName("demo", "0")
+    assert RingAddress.parse("demo/0") == RingAddress(ring)
+    assert RingAddress.parse("demo/0?group=readers") == RingAddress(ring, "readers")
+    assert str(RingAddress(ring, "DOM\\domain users")) == "demo/0?group=DOM%5Cdomain%20users"
+
+
+@pytest.mark.parametrize(
+    "query", ["", "group", "group=", "owner=1", "group=a&group=b", "group=a&x=1", "group=%00", "x"]
+)
+def test_what_is_not_a_group_in_an_address_is_refused_with_an_example(query: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RingAddress.parse(f"demo/0?{query}")
+    assert repr(query) in str(caught.value)
+    assert '"shm://demo/0?group=NAME"' in caught.value.hint
 
 
 def test_existing_rings_are_those_whose_file_names_are_names_of_rings(
