@@ -35,7 +35,7 @@ from embar_shm.config.entries import (
 )
 from embar_shm.config.fields import AtMost, Boolean, Fields, FilePath, Shown, Size, Whole, keys_of
 from embar_shm.config.merge import Setting, Settings
-from embar_shm.config.values import listen_urls, optional_size, ring_name
+from embar_shm.config.values import listen_urls, optional_group, optional_size, ring_name
 from embar_shm.errors import ConfigurationError
 from embar_shm.token import read_token
 
@@ -83,6 +83,13 @@ class BrokerConfig(Fields):
         default=None,
         ge=1,
         description="Bytes that the kernel should hold for a connection, in each direction.",
+    )
+    group: Annotated[
+        str | None, BeforeValidator(optional_group), Shown("NAME", "its user only")
+    ] = Field(
+        default=None,
+        description="A group whose members may use the ring, too; a name or number. Their "
+        "address is shm://CLUSTER/BROKER?group=NAME.",
     )
     token_file: FilePath = Field(
         default=None,

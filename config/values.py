@@ -6,7 +6,7 @@ import math
 import re
 from typing import Final
 
-from embar_shm import transports
+from embar_shm import access, transports
 from embar_shm.address import RingName, split_address
 from embar_shm.errors import ConfigurationError
 from embar_shm.net import parse_endpoint
@@ -17,6 +17,7 @@ __all__ = [
     "boolean",
     "listen_urls",
     "number",
+    "optional_group",
     "optional_size",
     "optional_text",
     "optional_whole_number",
@@ -98,6 +99,18 @@ def optional_text(value: object) -> str | None:
     if isinstance(value, str):
         return value.strip()
     raise ValueError(f"{quoted(value)} is not text")
+
+
+def optional_group(value: object) -> str | None:
+    """A group of users that exists, by name or number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    text = optional_text(value)
+    try:
+        access.group_id(text)
+    except ConfigurationError as error:
+        raise ValueError(f"{error.message}: {error.hint}") from None
+    return text
 
 
 def address_list(value: object) -> str | None:

@@ -88,6 +88,9 @@ class Publisher:
     ) -> Self:
         """Connects to the broker at `address`, for example "shm://demo/0".
 
+        "shm://demo/0?group=NAME" is the ring of another user, who is a member of that group, as are
+        all who may use it. Without that, only this process' user and root are trusted.
+
         message_size: bytes of every message; they are then stored back to back. None: any size,
             each message with 8 bytes of length and padding to 8.
         batch_size: a batch is committed when no further message fits into so many bytes. None: the
@@ -116,8 +119,8 @@ class Publisher:
             found best for the address (docs/performance.md).
 
         Raises `ConfigurationError`, `NoSuchBroker`, `BrokerGone`, `IncompatibleSegment`,
-        `NotEnoughSpace` (too many publishers); over tcp also `ConnectionLost`, `ProtocolError`
-        and `AccessDenied`.
+        `AccessDenied`, `NotEnoughSpace` (too many publishers); over tcp also `ConnectionLost` and
+        `ProtocolError`.
         """
         scheme, rest = split_address(address)
         choose("wait", wait, WAIT_MODES)

@@ -86,7 +86,7 @@ class Subscriber:
         tls: ssl.SSLContext | None = None,
         socket_buffer: int | str | None = None,
     ) -> Self:
-        """Connects to the broker at `address`, for example "shm://demo/0".
+        """Connects to the broker at `address`, as `Publisher.connect` does.
 
         mode: "reliable": no batch is lost; the slots of batches it has not released are not used
             again, so publishers wait for it when the ring is full of them. "lossy": nobody waits
@@ -105,9 +105,9 @@ class Subscriber:
 
         Returns when the broker has admitted it, which takes a serving broker. Raises
         `ConfigurationError`, `NoSuchBroker`, `BrokerGone`, `IncompatibleSegment`, `WaitTimeout`,
-        `NotEnoughSpace` (too many subscribers), `PositionLost` (nothing is there, or not any
-        more), `BrokerRestarted` (`start` is a position in the log of an earlier broker); over
-        tcp also `ConnectionLost`, `ProtocolError` and `AccessDenied`.
+        `AccessDenied`, `NotEnoughSpace` (too many subscribers), `PositionLost` (nothing is there,
+        or not any more), `BrokerRestarted` (`start` is a position in the log of an earlier broker);
+        over tcp also `ConnectionLost` and `ProtocolError`.
         """
         scheme, rest = split_address(address)
         choose("mode", mode, SUBSCRIBE_MODES)

@@ -112,6 +112,7 @@ def _create(config: BrokerConfig) -> Broker:
         retain=config.retain,
         wait=config.wait,
         spin_us=config.spin_us,
+        group=config.group,
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import running_broker
 
 import embar_shm as es
 from embar_shm import _core, access
@@ -238,6 +239,15 @@ def test_members_of_the_group_publish_and_subscribe(name: RingName) -> None:
         assert address == f"shm://{name}?group={SHARED}"
         for user in (ANNA, BERT, ROOT):
             assert as_user(user, lambda: publish_and_read(address)) == b"a message"
+
+
+@needs_users
+def test_the_command_starts_a_broker_for_a_group_and_tells_its_address(name: RingName) -> None:
+    with running_broker(str(name), "--group", str(SHARED)) as broker:
+        assert broker.address == f"shm://{name}?group={SHARED}"
+        assert as_user(BERT, lambda: publish_and_read(broker.address)) == b"a message"
+        with pytest.raises(AccessDenied, match=f"the group {SHARED}"):
+            as_user(STRANGER, lambda: es.Publisher.connect(broker.address))
 
 
 @needs_users

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_each_key_can_be_set_in_the_file_and_by_a_flag(file: Path) -> None:
         "wait": "block",
         "spin_us": "7",
         "socket_buffer": "1MiB",
+        "group": "0",
         "token_file": "token",
         "insecure": "true",
         "replace_dead": "true",
@@ -100,6 +102,18 @@ def test_a_flag_can_take_back_what_the_file_says(file: Path) -> None:
     text = "brokers: [{name: a/0, replace_dead: true}]"
     assert loaded(file, text)[0].replace_dead
     assert not loaded(file, text, replace_dead=False)[0].replace_dead
+
+
+def test_a_group_has_a_name_or_a_number(file: Path) -> None:
+    name = grp.getgrgid(0).gr_name
+    brokers = "[{name: a/0}, {name: a/1, group: 5}, {name: a/2, group: none}]"
+    text = f"group: {name}\nbrokers: {brokers}"
+    assert [broker.group for broker in loaded(file, text)] == [name, "5", None]
+
+
+def test_a_group_that_does_not_exist_is_told_at_its_place(file: Path) -> None:
+    (mistake,) = mistakes(file, "group: no such group\nbrokers: [{name: a/0}]")
+    assert mistake.startswith("b.yaml:1:8: group: there is no group 'no such group'")
 
 
 # ---- mistakes ------------------------------------------------------------------------------------
