@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from embar_shm.errors import ConfigurationError, EmbarError, WaitTimeout
@@ -67,7 +67,7 @@ class PublisherOptions:
     sample_every: int  # 0: no stage times
     publisher_id: int
     # For transports with a network in between; others take no notice of them.
-    token: str | None = None  # shared secret
+    token: str | None = field(default=None, repr=False)  # shared secret: never shown
     tls: ssl.SSLContext | None = None  # None: not encrypted
     socket_buffer: int | None = None  # None: what the transport thinks best
 
@@ -93,7 +93,7 @@ class SubscriberOptions:
     spin_us: float
     # For transports with a network in between; others take no notice of them.
     in_flight: int | None = None  # batches on their way or in use here; None: a default
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
     socket_buffer: int | None = None
 
@@ -115,7 +115,7 @@ class SubscriberStats:
 class ListenOptions:
     """What a broker asks of a listener. A transport without a network takes no notice of it."""
 
-    token: str | None = None  # publishers must know it
+    token: str | None = field(default=None, repr=False)  # publishers must know it
     tls: ssl.SSLContext | None = None  # None: not encrypted
     insecure: bool = False  # listen beyond this machine with neither of them
     socket_buffer: int | None = None  # bytes; None: what the transport thinks best
