@@ -189,10 +189,10 @@ class Segment:
             except (NoSuchBroker, BrokerGone):  # perhaps it is just being started again
                 if time.monotonic() >= deadline:
                     raise
-            except access.NotOpenYet:  # without a group only its own user needs to wait
+            except access.NotOpenYet as error:  # without a group only its own user needs to wait
                 grace = max(_LOCK_GRACE, timeout if group is not None else 0)
                 if time.monotonic() >= begin + grace:
-                    raise
+                    raise AccessDenied(error.message, error.hint) from None
             time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
 
     @classmethod

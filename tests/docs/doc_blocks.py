@@ -36,7 +36,7 @@ from markdown_it import MarkdownIt
 __all__ = ["DOCUMENTS", "ROOT", "Act", "Block", "MarkError", "Session", "sessions"]
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
 
 _RUNS = {"sh", "python"}
 _OF_BLOCKS = {

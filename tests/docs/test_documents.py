@@ -63,7 +63,7 @@ def test_documents_that_help_texts_and_comments_name_are_there() -> None:
 
 
 def test_every_document_can_be_found_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
+    linked = set(re.findall(r"\]\(([^)#]+\.md)", README))
     for document in DOCUMENTS:
         if document.name != "README.md":
             assert name_of(document) in linked, f"the README does not link {name_of(document)}"

@@ -89,10 +89,13 @@ def left_behind_to_publisher() -> None:
 
 
 def other_user() -> None:
-    """As somebody who is neither the owner nor root: root without its capabilities, and no mode."""
+    """As somebody who is neither the owner nor root.
+
+    There may be no other user here: it is root without its capabilities, and with another number.
+    """
     with broker():
         SEGMENT.chmod(0)
-        command = [sys.executable, __file__, "connect"]
+        command = [sys.executable, __file__, "connect_as_another"]
         subprocess.run(["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command], check=True)
 
 
@@ -102,6 +105,11 @@ def connect() -> None:
         es.Publisher.connect(URL)
     except es.EmbarError as error:
         show(error)
+
+
+def connect_as_another() -> None:
+    os.geteuid = lambda: 1001
+    connect()
 
 
 def stopped_publisher() -> None:
