@@ -24,7 +24,7 @@ from embar_shm.errors import AccessDenied, ConfigurationError, IncompatibleSegme
 
 __all__ = [
     "NotOpenYet",
-    "check_mode",
+    "check_left_behind",
     "check_trusted",
     "differences",
     "give_to_group",
@@ -137,6 +137,24 @@ def is_own(fd: int) -> bool:
     return os.fstat(fd).st_uid == os.geteuid()
 
 
+def check_left_behind(path: Path, fd: int) -> None:
+    """May the segment of this user, left by a broker that died, be used again?
+
+    Raises `AccessDenied` when others could have changed it, or brought back one that was removed:
+    where fs.protected_hardlinks is 0, anybody can keep a link to it. Others' links stay in a folder
+    with the sticky bit, so they are counted.
+    """
+    _check_mode(path, os.fstat(fd))
+    names = os.fstat(fd).st_nlink
+    if names > 1:
+        raise AccessDenied(
+            f"{path} has {names} names: somebody made links to it, and may have brought back a "
+            "ring that was removed",
+            "begin with a new one: embar-shm broker --replace-dead; and set fs.protected_hardlinks "
+            "to 1 (sysctl)",
+        )
+
+
 # --- the side of those who attach -----------------------------------------------------------------
 
 
@@ -170,8 +188,8 @@ def check_trusted(path: Path, fd: int, group: int | None = None) -> None:
 
     Raises `AccessDenied`, and its subclass `NotOpenYet` if that may be different in a moment.
     """
-    check_mode(path, fd)
     found = os.fstat(fd)
+    _check_mode(path, found)
     if found.st_uid in (os.geteuid(), 0):
         return
     mode = stat.S_IMODE(found.st_mode)
@@ -206,9 +224,8 @@ def _check_kind(path: Path, found: os.stat_result) -> None:
     )
 
 
-def check_mode(path: Path, fd: int) -> None:
-    """Is it open to its user, or a group, and to nobody else? Raises `AccessDenied`."""
-    found = os.fstat(fd)
+def _check_mode(path: Path, found: os.stat_result) -> None:
+    """Is it open to its user, or a group, and to nobody else?"""
     mode = stat.S_IMODE(found.st_mode)
     if mode & stat.S_IWOTH:
         what = "others could write into it"

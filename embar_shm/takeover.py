@@ -90,7 +90,7 @@ def take_over(name: RingName) -> Segment | None:
     try:
         if not access.is_own(lock_fd):  # whoever made it may still read and write what is in it
             raise BrokerExists(*why_taken(name))
-        access.check_mode(name.path, lock_fd)
+        access.check_left_behind(name.path, lock_fd)
         if not _core.try_lock(lock_fd, _core.BROKER_LOCK):
             raise BrokerExists(*why_taken(name))
         found = os.fstat(lock_fd)

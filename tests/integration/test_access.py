@@ -401,6 +401,22 @@ def test_nobody_takes_over_what_others_could_write(name: RingName) -> None:
     es.Broker.create(str(name), replace_dead=True).close()
 
 
+def test_nobody_takes_over_what_may_have_been_brought_back(name: RingName, cluster: str) -> None:
+    """A link that somebody kept lets an old ring stand where it was before."""
+    kept = RingName(cluster, "kept").path
+    Segment.create(name, SMALL).close()
+    os.link(name.path, kept)
+    try:
+        with pytest.raises(AccessDenied, match="has 2 names"):
+            es.Broker.open_or_recover(str(name))
+        es.Broker.create(str(name), replace_dead=True).close()
+        os.link(kept, name.path)
+        with pytest.raises(AccessDenied, match="has 2 names"):
+            es.Broker.open_or_recover(str(name))
+    finally:
+        kept.unlink()
+
+
 def left_behind(user: User, name: RingName, **options: Any) -> int:
     """A ring with one batch in it, whose broker was killed; the inode of its file."""
 
