@@ -307,10 +307,16 @@ def _await_creation(name: RingName, fd: int) -> int:
     """Waits while the segment is being made; its final size in bytes."""
     begin = locked = time.monotonic()
     while True:
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        size = status.st_size
         complete = size >= _core.SEGMENT_HEADER_BYTES and os.pread(fd, 8, 0) != bytes(8)
         if complete:
             return size
+        if status.st_nlink == 0:  # /dev/shm was too full for it: its creator has given it up
+            raise NoSuchBroker(
+                f"there is no broker {name} on this machine: one that was starting has given up",
+                "its own error says why; start it again",
+            )
         if 0 < size < _core.SEGMENT_HEADER_BYTES:  # it gets its whole size in one step
             raise IncompatibleSegment(
                 f"{name.path} is truncated: it has {size} bytes, a header alone "

@@ -211,6 +211,29 @@ def test_attaching_waits_for_a_segment_to_appear(name: RingName) -> None:
         segment.close()
 
 
+def test_whoever_waits_goes_on_waiting_when_a_creation_is_given_up(
+    name: RingName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = _core.is_locked, []
+
+    def note_the_look(fd: int, offset: int) -> bool:
+        looks.append(look(fd, offset))
+        return looks[-1]
+
+    monkeypatch.setattr(_core, "is_locked", note_the_look)
+    half = posix_ipc.SharedMemory(name.posix_name, posix_ipc.O_CREX, mode=0o600)
+    half.close_fd()
+    attaching = Attaching(name)
+    wait_until(lambda: looks or attaching.ended, "the attaching thread looks")
+    half.unlink()  # as a creator does for whom there is too little space
+    segment = Segment.create(name, SMALL)
+    try:
+        attaching.succeeds()
+    finally:
+        segment.unlink()
+        segment.close()
+
+
 @pytest.mark.parametrize(
     ("owner", "step"),
     [(os, "fchmod"), (segment_module, "_reserve"), (_core, "publish_segment")],
