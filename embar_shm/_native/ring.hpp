@@ -141,6 +141,10 @@ public:
             // Acquire: pairs with the release store in release() and reap_slots().
             if (slot(s).word.compare_exchange_strong(w, slot_word::owned(g, owner), std::memory_order_acquire,
                                                      std::memory_order_relaxed)) {
+                // Who copies these bytes without holding them, and sees what is written from now on, shall see that
+                // the ticket is not theirs any more: pairs with the fence in Subscriber::take(). (The acquire above
+                // orders the two for this thread; without a release nothing hands that on.)
+                std::atomic_thread_fence(std::memory_order_release);
                 slot_out = s;
                 generation_out = g;
                 return true;

@@ -135,8 +135,9 @@ public:
             bool good = well_formed(v.header, ring_.geometry().slot_bytes);
             if (options_.mode == SubscribeMode::Lossy && !options_.sole) {
                 if (good && !(v.body = copy(v.body, v.header.body_bytes))) return Take::NoMemory;
-                // The copy is of that batch if the ticket was not released meanwhile. (The fence orders the reads
-                // before the second look; pairs with the stores in Ring::release().)
+                // The copy is of that batch if the ticket was not released meanwhile. The fence orders the reads before
+                // the second look, and pairs with the one in Ring::try_claim(): who has read a byte of the slot's next
+                // owner sees the entry that Ring::release() recycled before that one could claim it.
                 std::atomic_thread_fence(std::memory_order_acquire);
                 if (ring_.entry(at).load(std::memory_order_relaxed) != e) {
                     if (!overrun(end)) return Take::Corrupt;
