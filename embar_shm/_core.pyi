@@ -117,6 +117,11 @@ class Monitor:
         What was wrong when a broker quarantined the segment; empty: nothing was.
         """
 
+    def log(self) -> list[tuple[int, int, int, bool]]:
+        """
+        What is committed and not released: (ticket, slot, low 18 bits of its generation, refused).
+        """
+
     @property
     def max_publishers(self) -> int: ...
     @property

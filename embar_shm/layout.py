@@ -14,7 +14,14 @@ from embar_shm import _core
 from embar_shm.address import RingName
 from embar_shm.errors import ConfigurationError, IncompatibleSegment
 
-__all__ = ["DEFAULT_SUBSCRIBERS", "Geometry", "boot_id", "validated"]
+__all__ = [
+    "DEFAULT_SUBSCRIBERS",
+    "Difference",
+    "Geometry",
+    "boot_id",
+    "header_differences",
+    "validated",
+]
 
 DEFAULT_SUBSCRIBERS = 64  # rows of the table
 
@@ -59,45 +66,68 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
-    """Checks the header against this version, this boot and the file; every difference is told."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field of a segment's header that this process cannot use, in words."""
+
+    field: str
+    found: str
+    expected: str = ""
+
+    def __str__(self) -> str:
+        expected = f", {self.expected}" if self.expected else ""
+        return f"{self.field}: {self.found}{expected}"
+
+
+def header_differences(
+    name: RingName, memory: mmap.mmap, size: int
+) -> tuple[Geometry | None, list[Difference]]:
+    """Compares the header with this version, this boot and the file.
+
+    The geometry if there is no difference. `memory` has the header at least, `size` is the file's.
+    """
     header: dict[str, Any] = _core.read_header(memory)
-    wrong: list[str] = []
+    wrong: list[Difference] = []
 
     def expect(field: str, theirs: object, ours: object) -> None:
         if theirs != ours:
-            wrong.append(f"{field}: the segment has {theirs}, this process expects {ours}")
+            wrong.append(
+                Difference(field, f"the segment has {theirs}", f"this process expects {ours}")
+            )
 
     expect("magic", f"{header['magic']:#x}", f"{_core.MAGIC:#x}")
     expect("layout version", header["layout_version"], _core.LAYOUT_VERSION)
-    if not wrong:  # another layout's fields would only confuse
-        expect("header size", header["header_bytes"], _core.SEGMENT_HEADER_BYTES)
-        expect("feature bits", f"{header['features']:#x}", f"{_core.FEATURES:#x}")
-        expect("boot id", header["boot_id"].decode("ascii", "replace"), boot_id())
-        expect("name", header["name"].decode("ascii", "replace"), str(name))
-        if header["total_bytes"] != size:
-            wrong.append(
-                f"size: the header says {header['total_bytes']}, the file has {size} bytes"
+    if wrong:  # another layout's fields would only confuse
+        return None, wrong
+    expect("header size", header["header_bytes"], _core.SEGMENT_HEADER_BYTES)
+    expect("feature bits", f"{header['features']:#x}", f"{_core.FEATURES:#x}")
+    expect("boot id", header["boot_id"].decode("ascii", "replace"), boot_id())
+    expect("name", header["name"].decode("ascii", "replace"), str(name))
+    if header["total_bytes"] != size:
+        wrong.append(
+            Difference(
+                "size", f"the header says {header['total_bytes']}", f"the file has {size} bytes"
             )
-        try:
-            planned = _core.plan(
-                header["slots"],
-                header["slot_bytes"],
-                header["max_publishers"],
-                header["max_subscribers"],
-            )
-        except ValueError as error:
-            wrong.append(f"geometry: {error}; the segment has slots={header['slots']}, "
-                         f"slot_bytes={header['slot_bytes']}, "
-                         f"max_publishers={header['max_publishers']}, "
-                         f"max_subscribers={header['max_subscribers']}")  # fmt: skip
-        else:
-            for field, ours in planned.items():
-                expect(field, header[field], ours)
-            if not wrong:
-                return Geometry(**planned)
-    raise IncompatibleSegment(
-        f"{name.path} cannot be used: " + "; ".join(wrong),
-        "run broker and publishers with the same version of embar-shm, "
-        f"or remove {name.path} if no broker uses it",
-    )
+        )
+    chosen = ("slots", "slot_bytes", "max_publishers", "max_subscribers")
+    try:
+        planned = _core.plan(*(header[field] for field in chosen))
+    except ValueError as error:
+        values = ", ".join(f"{field}={header[field]}" for field in chosen)
+        wrong.append(Difference("geometry", f"{error}; the segment has {values}"))
+        return None, wrong
+    for field, ours in planned.items():
+        expect(field, header[field], ours)
+    return (None if wrong else Geometry(**planned)), wrong
+
+
+def validated(name: RingName, memory: mmap.mmap, size: int) -> Geometry:
+    """Checks the header against this version, this boot and the file; every difference is told."""
+    geometry, wrong = header_differences(name, memory, size)
+    if geometry is None:
+        raise IncompatibleSegment(
+            f"{name.path} cannot be used: " + "; ".join(map(str, wrong)),
+            "run broker and publishers with the same version of embar-shm, "
+            f"or remove {name.path} if no broker uses it",
+        )
+    return geometry

@@ -153,6 +153,20 @@ public:
         text[sizeof text - 1] = 0;
         return nb::steal<nb::str>(PyUnicode_DecodeASCII(text, static_cast<Py_ssize_t>(strlen(text)), "replace"));
     }
+    // What is committed and not released, oldest first: (ticket, slot, generation of the slot, refused). What is
+    // released while we look is left out.
+    nb::list log() const {
+        nb::list l;
+        const u64 released = value(ring_.control().released);
+        for (u64 n = 0; n < ring_.geometry().tickets; ++n) {
+            const u64 t = released + n, e = ring_.entry(t).load(std::memory_order_acquire);
+            const auto ahead = static_cast<std::int32_t>(ticket::lap(e) - ring_.lap_of(t));
+            if (ahead > 0) continue;
+            if (ahead < 0 || !ticket::is_used(e)) break;
+            l.append(nb::make_tuple(t, ticket::slot(e), ticket::generation(e), ticket::is_refused(e)));
+        }
+        return l;
+    }
     u32 max_publishers() const { return ring_.geometry().max_publishers; }
     u32 max_subscribers() const { return ring_.geometry().max_subscribers; }
 
@@ -248,6 +262,8 @@ void bind_ring(nb::module_& m) {
              "Per slot: (slot, owner index or -1, generation, held for ns).")
         .def_prop_ro("damage", &Monitor::damage, nb::sig("def damage(self) -> str"),
                      "What was wrong when a broker quarantined the segment; empty: nothing was.")
+        .def("log", &Monitor::log, nb::sig("def log(self) -> list[tuple[int, int, int, bool]]"),
+             "What is committed and not released: (ticket, slot, low 18 bits of its generation, refused).")
         .def_prop_ro("max_publishers", &Monitor::max_publishers)
         .def_prop_ro("max_subscribers", &Monitor::max_subscribers);
     nb::class_<Steps, Monitor>(m, "Ring", "The ring's single steps (ring.hpp), for tests and tools.")

@@ -9,10 +9,24 @@ from typing import Any
 
 import pytest
 from listening import FORGETFUL, Listening, serving
+from rings import Command
 
 import embar_shm as es
+from embar_shm.address import RingName
 from embar_shm.transports.base import ListenOptions
 from embar_shm.transports.tcp_listener import Limits, TcpListener
+
+
+@pytest.fixture
+def name(cluster: str) -> RingName:
+    """The name of a ring of this test."""
+    return RingName(cluster, "0")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """``embar-shm`` in this process."""
+    return Command(capsys, monkeypatch)
 
 
 @pytest.fixture
