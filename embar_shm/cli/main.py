@@ -23,7 +23,17 @@ __all__ = ["cli", "main"]
 
 # In the order of the help. `embar_shm.cli.NAME` has the command `NAME_command`: imported when it is
 # used, because brokers shall start quickly, and what `run` needs takes longer than they do.
-_COMMANDS: Final = ("run", "broker", "publish", "subscribe", "compare", "config", "doctor", "ls")
+_COMMANDS: Final = (
+    "run",
+    "broker",
+    "publish",
+    "subscribe",
+    "compare",
+    "config",
+    "doctor",
+    "ls",
+    "clean",
+)
 
 
 class _Commands(click.Group):

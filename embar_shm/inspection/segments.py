@@ -17,7 +17,7 @@ from embar_shm.inspection.text import printable
 from embar_shm.layout import Difference, Geometry, header_differences
 from embar_shm.units import format_size
 
-__all__ = ["STATES", "OpenSegment", "SegmentView", "State", "examine", "opened"]
+__all__ = ["STATES", "OpenSegment", "SegmentView", "State", "examine", "examined", "opened"]
 
 State: TypeAlias = Literal[
     "starting",
@@ -87,22 +87,36 @@ class OpenSegment:
     def __init__(self, file: SegmentFile, fd: int) -> None:
         self.file = file
         self.fd = fd
-        self.size: int = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        self.facts = Facts(found)
+        self.inode: int = found.st_ino
+        self.device: int = found.st_dev
         self.header = header_page(fd)
         self.geometry: Geometry | None = None
         self.differences: list[Difference] = []
         if file.ring is not None:
-            self.geometry, self.differences = header_differences(file.ring, self.header, self.size)
+            self.geometry, self.differences = header_differences(
+                file.ring, self.header, self.facts.size
+            )
 
     @property
     def has_magic(self) -> bool:
         """The last thing a creator writes; anything but zero counts."""
-        return self.size >= 8 and self.header[:8] != bytes(8)
+        return self.header[:8] != bytes(8)  # beyond the end of the file it is zero
 
     @property
     def broker_is_alive(self) -> bool:
         """Does somebody hold the broker's lock?"""
         return _core.is_locked(self.fd, _core.BROKER_LOCK)
+
+    @property
+    def has_a_name(self) -> bool:
+        """Is it this file that the name leads to?"""
+        try:
+            found = self.file.path.lstat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
 
     def words(self, *, headers: bool = False) -> Words:
         """A copy of the ring's words now. Only with a geometry. Raises `Cut`."""
@@ -156,15 +170,26 @@ def examine(file: SegmentFile) -> SegmentView | None:
         except ResourceError as error:
             return _seen(file, facts, "closed to us", f"{error.message}; {error.hint}")
         with segment:
-            return _examined(segment, facts)
+            return examined(segment)
     except FileNotFoundError:
         return None
 
 
-def _examined(segment: OpenSegment, facts: Facts) -> SegmentView:
-    file = segment.file
+def examined(segment: OpenSegment) -> SegmentView:
+    """The same for one that is open already."""
+    file, facts = segment.file, segment.facts
+    if 0 < facts.size < _core.SEGMENT_HEADER_BYTES:  # a creator gives it its whole size in one step
+        ours = int.from_bytes(segment.header[:8], "little") == _core.MAGIC
+        return _seen(
+            file,
+            facts,
+            "damaged" if ours else "foreign",
+            f"it has {facts.size} bytes, a segment's header alone {_core.SEGMENT_HEADER_BYTES}",
+        )
     if not segment.has_magic:
-        return _incomplete(segment, facts)
+        if segment.broker_is_alive or facts.age < _CREATION_GRACE:
+            return _seen(file, facts, "creating", STATES["creating"])
+        return _seen(file, facts, "unfinished", STATES["unfinished"])
     if segment.geometry is None:
         state, detail = _unusable(segment)
         return _seen(file, facts, state, detail)
@@ -197,26 +222,12 @@ def _state_of(ring: RingView) -> State:
     return state
 
 
-def _incomplete(segment: OpenSegment, facts: Facts) -> SegmentView:
-    size = segment.size
-    if 0 < size < _core.SEGMENT_HEADER_BYTES:  # a creator gives it its whole size in one step
-        return _seen(
-            segment.file,
-            facts,
-            "damaged",
-            f"it is truncated: {size} bytes, a header alone has {_core.SEGMENT_HEADER_BYTES}",
-        )
-    if segment.broker_is_alive or facts.age < _CREATION_GRACE:
-        return _seen(segment.file, facts, "creating", STATES["creating"])
-    return _seen(segment.file, facts, "unfinished", STATES["unfinished"])
-
-
 def _unusable(segment: OpenSegment) -> tuple[State, str]:
     """The state of a header that differs from ours, and how."""
     fields = {difference.field for difference in segment.differences}
     detail = printable("; ".join(map(str, segment.differences)))
     if "magic" in fields:
-        return "foreign", f"{format_size(segment.size)} of something else; {detail}"
+        return "foreign", f"{format_size(segment.facts.size)} of something else; {detail}"
     if "layout version" in fields:
         return "other version", detail
     if fields == {"boot id"}:

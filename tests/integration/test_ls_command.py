@@ -204,7 +204,7 @@ def test_a_header_that_is_not_ours_says_why(
     assert f"{left.name}: {expected}: " in command.stdout
 
 
-SIZES = {"nothing": (0, "creating"), "a byte": (1, "damaged"), "almost a header": (4095, "damaged")}
+SIZES = {"nothing": (0, "creating"), "a byte": (1, "foreign"), "almost a header": (4095, "foreign")}
 SIZES |= {"zeros": (4096, "creating"), "many zeros": (1 << 40, "creating")}  # sparse
 
 
@@ -224,6 +224,11 @@ def test_an_incomplete_segment_is_being_created_until_it_is_too_old_for_that(
             assert state(name) == expected  # somebody slow
         finally:
             os.close(fd)
+
+
+def test_a_segment_that_somebody_cut_is_damaged(left: Segment) -> None:
+    os.truncate(left.name.path, 100)
+    assert state(left.name) == "damaged"
 
 
 def test_garbage_is_foreign(name: RingName) -> None:
