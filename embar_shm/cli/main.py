@@ -33,6 +33,7 @@ _COMMANDS: Final = (
     "doctor",
     "ls",
     "clean",
+    "evict",
 )
 
 

@@ -17,6 +17,7 @@ import os
 from typing import Final
 
 from embar_shm import _core
+from embar_shm.errors import IncompatibleSegment
 from embar_shm.layout import Geometry
 
 __all__ = ["Cut", "Words", "header_page"]
@@ -35,8 +36,13 @@ _PUBLISHER_WORDS: Final = min(
 )
 
 
-class Cut(Exception):
+class Cut(IncompatibleSegment):
     """The file ends before its segment does: somebody truncates it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the segment was truncated while it was looked at", "look who else writes to /dev/shm"
+        )
 
 
 class Words:

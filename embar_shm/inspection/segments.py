@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from embar_shm import _core
-from embar_shm.errors import ResourceError
+from embar_shm.errors import IncompatibleSegment, ResourceError
 from embar_shm.inspection.copies import Cut, Words, header_page
 from embar_shm.inspection.files import Facts, SegmentFile
 from embar_shm.inspection.ring import RingView, view
@@ -119,9 +119,13 @@ class OpenSegment:
         return (found.st_dev, found.st_ino) == (self.device, self.inode)
 
     def words(self, *, headers: bool = False) -> Words:
-        """A copy of the ring's words now. Only with a geometry. Raises `Cut`."""
+        """A copy of the ring's words now. Raises `IncompatibleSegment`, `Cut` for one."""
         if self.geometry is None:
-            raise ValueError("the header makes no sense")
+            differences = printable("; ".join(map(str, self.differences)))
+            raise IncompatibleSegment(
+                f"{self.file.title} cannot be looked into: {differences or 'its name is no ring'}",
+                f"embar-shm ls {self.file.title} tells what it is",
+            )
         return Words(self.fd, self.header, self.geometry, headers=headers)
 
     def living(self) -> list[str]:
@@ -197,8 +201,6 @@ def examined(segment: OpenSegment) -> SegmentView:
         ring = view(segment.words(), segment.fd)
     except Cut:
         return _seen(file, facts, "damaged", "it was truncated while it was looked at")
-    except ValueError as error:  # the native side's own opinion of the header
-        return _seen(file, facts, "damaged", str(error))
     state = _state_of(ring)
     detail = STATES[state]
     if state == "stopped" and not ring.broker.alive:
