@@ -58,10 +58,11 @@ public:
         Control& c = ring_.control();
         c.broker_pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         c.epoch.store(c.epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-        c.look_around.store(1, std::memory_order_relaxed);  // somebody may have joined or left meanwhile
+        c.look_around.store(1, std::memory_order_relaxed);    // somebody may have joined or left meanwhile
+        c.space_waiters.store(1, std::memory_order_relaxed);  // the broker before may have taken it back for a moment
         c.state.store(static_cast<u32>(BrokerState::Serving), std::memory_order_seq_cst);
-        peers_.wake_all();
-        gates_.tell();
+        peers_.rouse_all();
+        gates_.rouse_all();
     }
 
     const Ring& ring() const noexcept { return ring_; }
@@ -399,8 +400,8 @@ private:
                                     : peers_.recover_batch(h, where.owner, t + 1 == head_, recovered_.acknowledgement);
             accepted_[t % accepted_.size()] = {where, batches};
         }
+        peers_.recover_passed();
         gates_.recover(released_, head_);
-        // What was passed is told again: the broker before may not have come to it.
         passed_ = released_;
         for (const u64 gate = gates_.lowest(head_); passed_ < gate;) pass_next();
         for (u64 t = head_; t < released_ + ring_.geometry().tickets && ring_.holds(t); ++t) ++recovered_.unaccepted;

@@ -103,6 +103,9 @@ public:
     // Wakes everybody who sleeps until something happens. The condition was stored seq_cst before.
     bool tell() noexcept { return wake_if_sleeping(ring_.control().news, ring_.control().news_sleepers); }
 
+    // At the start of a broker, whatever the flag says: see Peers::rouse_all().
+    void rouse_all() noexcept { wake_whoever_sleeps(ring_.control().news, ring_.control().news_sleepers); }
+
     // Frees the rows of all that are gone. => how many.
     u32 reap() noexcept {
         u32 gone = 0;

@@ -10,7 +10,8 @@
 // sound ring, even while publishers publish. Beside a living broker words change between two looks: what such a look
 // finds counts when others find it, too.
 //
-// A release that was cut short is not a fault: recovery.hpp finishes it. Here it counts as finished or not begun.
+// A release that was cut short is not a fault: Broker::recover() finishes it. Here it counts as finished or not
+// begun.
 #pragma once
 
 #include <cinttypes>

@@ -22,9 +22,15 @@ public:
         : lock_fd_(lock_fd), rows_(rows), lock_of_(lock_of),
           kept_(std::make_unique<std::atomic<std::uint8_t>[]>(rows)) {}
 
-    // => false: somebody else holds the row's lock.
+    // => false: somebody else holds the row's lock. (Not the broker before, whose process may still be closing its
+    // descriptors, one after the other: that is waited for.)
     bool keep(std::uint32_t row) noexcept {
-        if (lock_fd_ >= 0 && !try_lock_byte(lock_fd_, lock_of_(row))) return false;
+        const std::uint64_t give_up = now_ns() + kClosingNs;
+        while (lock_fd_ >= 0 && !try_lock_byte(lock_fd_, lock_of_(row))) {
+            if (now_ns() >= give_up) return false;
+            const timespec pause{0, 200'000};
+            nanosleep(&pause, nullptr);
+        }
         kept_[row].store(kKept, std::memory_order_release);
         any_ = true;
         give_up_ns_ = now_ns() + kPatienceNs;
@@ -53,6 +59,7 @@ public:
 private:
     static constexpr std::uint8_t kNot = 0, kKept = 1, kMoving = 2;
     static constexpr std::uint64_t kPatienceNs = 60'000'000'000;
+    static constexpr std::uint64_t kClosingNs = 1'000'000'000;
 
     void unlock(std::uint32_t row) noexcept {
         if (lock_fd_ >= 0) unlock_byte(lock_fd_, lock_of_(row));

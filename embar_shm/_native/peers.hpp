@@ -91,6 +91,15 @@ public:
     void wake_all() noexcept {
         for (u32 i = 0; i < peers_.size(); ++i) wake(i);
     }
+    // At the start of a broker, whatever their flags say: the one before it may have taken them back, and not come to
+    // the wake-up.
+    void rouse_all() noexcept {
+        for (u32 i = 0; i < peers_.size(); ++i) {
+            PublisherEntry& row = ring_.publisher(i);
+            if (row.state.load(std::memory_order_acquire) != static_cast<u32>(EntryState::Free))
+                wake_whoever_sleeps(row.event, row.sleeping);
+        }
+    }
     // One slot came free, one waiter is woken; one that is awake looks for itself and does not count. The flag
     // is taken back before the search: a publisher that starts to wait after we passed its row sets it again.
     void wake_one_space_waiter() noexcept {
@@ -151,7 +160,8 @@ public:
         peers_[i] = Peer{};
         clear(row);
         row.state.store(static_cast<u32>(EntryState::Free), std::memory_order_release);
-        for (u32 n = 0; n < slots && c.space_waiters.load(std::memory_order_seq_cst); ++n) wake_one_space_waiter();
+        // One more than it had slots: it may have been woken for a free one, and died with that.
+        for (u32 n = 0; n <= slots && c.space_waiters.load(std::memory_order_seq_cst); ++n) wake_one_space_waiter();
         return true;
     }
 
@@ -164,7 +174,7 @@ public:
             if (row.state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free)) continue;
             const u64 accepted = row.accepted_seq.load(std::memory_order_relaxed);
             const u64 passed = row.released_batches.load(std::memory_order_relaxed);
-            peers_[i] = {accepted, std::max(accepted, passed), passed};
+            peers_[i] = {accepted, std::max(accepted, passed), passed, 0};
         }
     }
     // A batch in the log, in the order of the tickets, `last` or not. => as record(). The last one may have been
@@ -179,7 +189,14 @@ public:
             acknowledge(owner);
             redone = true;
         }
+        if (!peer.first_in_log) peer.first_in_log = h.seq;
         return h.seq;
+    }
+    // After the last of them: what is in the log no more was passed, and the broker before may not have come to
+    // telling.
+    void recover_passed() noexcept {
+        for (u32 i = 0; i < peers_.size(); ++i)
+            pass(i, peers_[i].first_in_log ? peers_[i].first_in_log - 1 : peers_[i].accepted_seq);
     }
     // Keeps the rows of publishers on a network, whose place was held by the process of the broker before this one.
     // `log`: what is not accepted yet, (header, owner) by ticket.
@@ -210,8 +227,9 @@ public:
 private:
     struct Peer {
         u64 accepted_seq = 0;
-        u64 batches = 0;  // that came, refused ones included
-        u64 passed = 0;   // of them
+        u64 batches = 0;       // that came, refused ones included
+        u64 passed = 0;        // of them
+        u64 first_in_log = 0;  // at the start of the broker
     };
 
     static bool is_of(const BatchHeader& h, const PublisherEntry& row) noexcept {

@@ -193,7 +193,7 @@ protected:
     // Gives the claimed slot back without a batch.
     void give_slot_back() noexcept {
         ring_.give_back(slot_, generation_);
-        if (ring_.control().space_waiters.load(std::memory_order_seq_cst)) call_broker();
+        call_broker();  // it knows who waits: `space_waiters` may just be taken back to look for one
     }
 
     // Gives the row back to the broker. A slot that is still claimed is reaped.

@@ -31,7 +31,7 @@
 // Death.  Whatever instruction a publisher dies at, what it leaves is (a) nothing, (b) a slot it owns and no
 // ticket refers to: the broker frees it after the kernel dropped the owner's lock (liveness.hpp), or (c) a
 // committed batch, with `tail` perhaps not moved: the next committer moves it. A broker that dies leaves the
-// ring as it is; the next one finishes what it had begun (recovery.hpp).
+// ring as it is; the next one finishes what it had begun (broker.hpp: recover()).
 //
 // ABA.  A publisher that sleeps between reading an entry and its CAS finds FREE(lap) again only after 2^32
 // laps. A claim's CAS is guarded by 48 bits of generation.
@@ -240,8 +240,8 @@ public:
         slot(c.slot).word.store(slot_word::owned(c.generation, kLogOwner), std::memory_order_release);
     }
     // Recycles ticket t, which is `released`, and frees its slot, in this order: a slot that is free has no ticket.
-    // What it takes to finish that is written down first: recovery.hpp does when the broker dies in between. (Whoever
-    // looks has the dead broker's lock, so sees its stores; they must only be made in this order.)
+    // What it takes to finish that is written down first: Broker::recover() does when the broker dies in between.
+    // (Whoever looks has the dead broker's lock, so sees its stores; they must only be made in this order.)
     void release(u64 t, const Committed& c) const noexcept {
         const u32 lap = lap_of(t);
         control().releasing.store(ticket::used(lap, c.slot, c.generation), std::memory_order_relaxed);

@@ -80,6 +80,13 @@ inline bool wake_if_sleeping(std::atomic<std::uint32_t>& event, std::atomic<std:
     return true;
 }
 
+// The same without a look at the flag, which a dead waker may have taken back.
+inline void wake_whoever_sleeps(std::atomic<std::uint32_t>& event, std::atomic<std::uint32_t>& sleeping) noexcept {
+    sleeping.store(0, std::memory_order_seq_cst);
+    event.fetch_add(1, std::memory_order_seq_cst);
+    futex_wake_all(event);
+}
+
 enum class WaitMode : int { Adaptive = 0, Spin = 1, Block = 2 };
 
 // Do more tasks want to run on this machine than it has CPUs? (Fourth field of /proc/loadavg: "runnable/all".)

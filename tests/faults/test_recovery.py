@@ -238,9 +238,12 @@ def test_a_stopped_subscriber_keeps_its_batch_over_the_death_of_the_broker(name:
     """
     with broker(name) as first:
         first.expect("new")
-        with es.Publisher.connect(
-            f"shm://{name}", message_size=4, in_flight=4, timeout=DEADLINE, restart_timeout=60
-        ) as pub, Child(program, f"shm://{name}") as reader:
+        with (
+            es.Publisher.connect(
+                f"shm://{name}", message_size=4, in_flight=4, timeout=DEADLINE, restart_timeout=60
+            ) as pub,
+            Child(program, f"shm://{name}") as reader,
+        ):
             reader.expect("connected")
             pub.publish(b"keep")
             pub.flush()

@@ -10,7 +10,10 @@ from raw_ring import (
     HEAD,
     LINE,
     MESSAGE,
+    NEWS,
     RELEASED,
+    ROW_EVENT,
+    SPACE_WAITERS,
     TAIL,
     VARIABLE,
     RawRing,
@@ -243,6 +246,31 @@ def test_publishers_are_told_what_was_passed_before() -> None:
     assert publisher.in_flight == 0
 
 
+def test_a_pass_that_was_never_told_is_told_although_the_log_is_empty() -> None:
+    """Killed after the release, before the word to the publisher, which waits for its quota."""
+    ring, publisher = accepted_ring(1)
+    cut_release(ring, 4)
+    assert publisher.in_flight == 1
+    ring.broker()
+    assert (publisher.in_flight, wrong(ring)) == (0, [])
+
+
+def test_a_restart_looks_for_who_waits_for_a_slot_whatever_the_flag_says() -> None:
+    ring, _ = accepted_ring(1)
+    ring.set_u32(SPACE_WAITERS, 0)
+    ring.broker()
+    assert ring.u32(SPACE_WAITERS) == 1
+
+
+def test_a_restart_wakes_everybody_whatever_their_flags_say() -> None:
+    """The broker was killed between taking a flag back and the wake-up."""
+    ring, _ = accepted_ring(1)
+    events = [NEWS, ring.row_at(0) + ROW_EVENT]
+    before = [ring.u32(event) for event in events]
+    ring.broker()
+    assert [ring.u32(event) for event in events] == [event + 1 for event in before]
+
+
 def test_what_a_subscriber_has_not_released_stays() -> None:
     ring = RawRing()
     broker, publisher = ring.broker(), ring.publisher(quota=3)
@@ -418,7 +446,7 @@ def test_slots_that_nobody_will_free_are_found() -> None:
 def test_random_words_are_found_or_do_no_harm(seed: int) -> None:
     """Whatever a control word says: the broker serves on, or names what is wrong; it never hangs."""
 
-    dice = random.Random(seed)
+    dice = random.Random(seed)  # noqa: S311 - a test is to be repeated
     ring, _ = accepted_ring(3)
     for _ in range(dice.randrange(1, 4)):
         where = dice.choice([TAIL, HEAD, RELEASED, RELEASING, ring.entry_at(0), ring.slot_at(1)])
