@@ -87,6 +87,7 @@ class _Process:
             sample_every=spec["sample_every"],
             publisher_id=spec["publisher_id"],
             connect_timeout=spec["timeout"],
+            restart_timeout=0,
             token=access.token(spec),
             tls=access.publisher_tls(spec),
             socket_buffer=spec["socket_buffer"],

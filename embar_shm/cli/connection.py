@@ -46,7 +46,7 @@ def size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int
 
 
 def connection_options(command: _Command) -> _Command:
-    """Adds --connect-timeout and what a broker on a network asks for."""
+    """Adds --connect-timeout, --restart-timeout and what a broker on a network asks for."""
     options = [
         click.option(
             "--connect-timeout",
@@ -55,6 +55,14 @@ def connection_options(command: _Command) -> _Command:
             default="0",
             show_default=True,
             help="How long to wait for the broker to appear.",
+        ),
+        click.option(
+            "--restart-timeout",
+            callback=seconds,
+            metavar="SECONDS",
+            default="5",
+            show_default=True,
+            help="shm: how long to wait for a broker that died to be started again.",
         ),
         click.option(
             "--token-file",
@@ -91,9 +99,10 @@ def connection_settings(address: str, flags: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("a certificate needs both --tls-cert and --tls-key")
     if flags["tls_cert"] is not None and flags["tls_ca"] is None:
         raise click.UsageError("--tls-cert has no effect without --tls-ca")
-    timeout = flags["connect_timeout"]
+    connect, restart = flags["connect_timeout"], flags["restart_timeout"]
     return {
-        "connect_timeout": _FOREVER if timeout is None else timeout,
+        "connect_timeout": _FOREVER if connect is None else connect,
+        "restart_timeout": _FOREVER if restart is None else restart,
         "token": access.token(flags),
         "tls": access.publisher_tls(flags),
     }

@@ -444,7 +444,7 @@ def test_slots_that_nobody_will_free_are_found() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_words_are_found_or_do_no_harm(seed: int) -> None:
-    """Whatever a control word says: the broker serves on, or names what is wrong; it never hangs."""
+    """The broker serves on, or names what is wrong; it never hangs."""
 
     dice = random.Random(seed)  # noqa: S311 - a test is to be repeated
     ring, _ = accepted_ring(3)
