@@ -34,6 +34,7 @@ _COMMANDS: Final = (
     "ls",
     "clean",
     "evict",
+    "fsck",
 )
 
 

@@ -198,11 +198,14 @@ def examined(segment: OpenSegment) -> SegmentView:
         state, detail = _unusable(segment)
         return _seen(file, facts, state, detail)
     try:
-        ring = view(segment.words(), segment.fd)
+        words = segment.words()
+        ring = view(words, segment.fd)
     except Cut:
         return _seen(file, facts, "damaged", "it was truncated while it was looked at")
     state = _state_of(ring)
     detail = STATES[state]
+    if state == "quarantined":
+        detail = f"a broker found it damaged: {words.monitor().damage}; embar-shm fsck tells more"
     if state == "stopped" and not ring.broker.alive:
         detail += ", and embar-shm clean removes it"
     created = _core.read_header(segment.header)["created_unix_ns"] / 1e9
