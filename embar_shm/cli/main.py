@@ -35,6 +35,7 @@ _COMMANDS: Final = (
     "clean",
     "evict",
     "fsck",
+    "top",
 )
 
 
