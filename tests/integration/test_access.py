@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import running_broker
+from command import embar_shm, running_broker
 
 import embar_shm as es
 from embar_shm import _core, access
@@ -28,7 +28,7 @@ from embar_shm.address import RingName
 from embar_shm.errors import AccessDenied, BrokerExists, ConfigurationError, IncompatibleSegment
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
-from embar_shm.testing import leftovers
+from embar_shm.testing import Child, leftovers
 
 SMALL = Geometry.plan(2, 4096, 4)
 
@@ -47,7 +47,21 @@ ANNA = User(61001, (61001, SHARED))
 BERT = User(61002, (61002, SHARED, OTHER))
 STRANGER = User(61003, (61003,))
 
-needs_users = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+
+def without_other_users() -> str:
+    """Why this process cannot become them; empty if it can."""
+    if os.geteuid() != 0:
+        return "only root can become other users"
+    for file in ("uid_map", "gid_map"):
+        lines = Path(f"/proc/self/{file}").read_text().splitlines()
+        ranges = [map(int, line.split()) for line in lines]
+        most = max((first + count for first, _, count in ranges), default=0)
+        if most <= OTHER:
+            return f"this user namespace has no other users (/proc/self/{file})"
+    return ""
+
+
+needs_users = pytest.mark.skipif(bool(without_other_users()), reason=without_other_users())
 
 
 @pytest.fixture
@@ -200,6 +214,30 @@ def test_a_group_that_the_broker_is_not_in_is_refused_with_those_it_is_in(name: 
     assert leftovers(name.cluster) == []
 
 
+@needs_users
+def test_a_folder_that_the_broker_may_not_write_to_is_told(
+    name: RingName, run_child: Callable[..., Child]
+) -> None:
+    mount = 'mount -t tmpfs -o mode=755 tmpfs /dev/shm && exec "$@"'
+    child = run_child(
+        """
+        import os, sys
+        import embar_shm as es
+
+        es.Broker.create(sys.argv[1], slots=2, slot_size=4096).close()
+        os.setuid(int(sys.argv[2]))
+        try:
+            es.Broker.create(sys.argv[1], slots=2, slot_size=4096)
+        except es.ResourceError as error:
+            print(error)
+        """,
+        name,
+        STRANGER.uid,
+        wrapper=["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh"],
+    )
+    assert "cannot be created: No permission" in child.read()
+
+
 @pytest.mark.parametrize(
     "group", ["no such group", "", "-1", -1, 2**32 - 1, "4294967295", True, 1.5, "a\0b", "²"]
 )
@@ -248,6 +286,19 @@ def test_the_command_starts_a_broker_for_a_group_and_tells_its_address(name: Rin
         assert as_user(BERT, lambda: publish_and_read(broker.address)) == b"a message"
         with pytest.raises(AccessDenied, match=f"the group {SHARED}"):
             as_user(STRANGER, lambda: es.Publisher.connect(broker.address))
+
+
+@needs_users
+def test_commands_take_an_address_with_a_group(name: RingName, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("one\n")
+    with serving(ANNA, name, group=SHARED, retain=1) as address:
+        published = embar_shm("publish", address, str(tmp_path / "lines"))
+        assert published.code == 0, published.stderr
+        read = embar_shm("subscribe", address, "--start", "earliest", "--count", "1")
+        assert (read.code, read.stdout) == (0, "one\n"), read.stderr
+        refused = embar_shm("publish", f"shm://{name}", str(tmp_path / "lines"))
+        assert refused.code == 1
+        assert f"?group={SHARED}" in refused.stderr
 
 
 @needs_users
