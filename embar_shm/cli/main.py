@@ -29,13 +29,13 @@ _COMMANDS: Final = (
     "publish",
     "subscribe",
     "compare",
-    "config",
-    "doctor",
     "ls",
+    "top",
+    "fsck",
     "clean",
     "evict",
-    "fsck",
-    "top",
+    "config",
+    "doctor",
 )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.text import Text
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 from embar_shm.doctor.report import about
 from embar_shm.inspection.cleaning import Action, Cleaned
 from embar_shm.inspection.text import printable

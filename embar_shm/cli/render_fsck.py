@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.text import Text
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 from embar_shm.inspection.fsck import VERDICTS, Checked, Verdict
 from embar_shm.inspection.text import printable
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 from embar_shm.doctor.report import about
 from embar_shm.inspection.ring import PublisherView, RingView, SubscriberView
 from embar_shm.inspection.segments import SegmentView, State

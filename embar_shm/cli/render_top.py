@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from embar_shm.cli.render import open_console
+from embar_shm.cli.console import open_console
 from embar_shm.cli.render_ls import state_style, table
 from embar_shm.inspection.sampling import Activity, ParticipantRates, RingRates
 from embar_shm.inspection.text import printable
