@@ -1,6 +1,9 @@
 """One broker is killed while everybody works, and another takes its place.
 
-What a broker has accepted is in its memory, and gone with it: the new one begins an empty log.
+It is lost with its ring, as when a machine is lost: the new one begins an empty log. (One that is
+started again on its ring, `Broker.open_or_recover`, loses nothing: `tools/chaos`.)
+
+What a broker has accepted is in its memory, and gone with it.
 Publishers send again what was not acknowledged. So a message is in one of these cases:
 
 - acknowledged, and some subscriber had read it: delivered;

@@ -87,7 +87,7 @@ class _Process:
             sample_every=spec["sample_every"],
             publisher_id=spec["publisher_id"],
             connect_timeout=spec["timeout"],
-            restart_timeout=0,
+            restart_timeout=0,  # a broker that is killed is lost with its ring: see `failure`
             token=access.token(spec),
             tls=access.publisher_tls(spec),
             socket_buffer=spec["socket_buffer"],

@@ -101,7 +101,7 @@ class _Process:
             name=spec["name"],
             timeout=spec["timeout"],
             connect_timeout=spec["timeout"],
-            restart_timeout=0,
+            restart_timeout=0,  # a broker that is killed is lost with its ring: see `failure`
             wait=spec["wait"],
             spin_us=spec["spin_us"],
             token=access.token(spec),
