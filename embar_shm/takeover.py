@@ -124,7 +124,8 @@ def take_over(name: RingName) -> Segment | None:
 def is_drained(segment: Segment) -> bool:
     """Is nobody connected to it, everything in it read, and nothing damaged?
 
-    The caller holds the broker's lock.
+    Who was connected over a network is so still: it will come back, though its lock is free. The
+    caller holds the broker's lock.
     """
     ring, geometry = _core.Ring(segment.memory), segment.geometry
     control = ring.control()
@@ -134,7 +135,17 @@ def is_drained(segment: Segment) -> bool:
         return False  # it is evidence
     locks = [_core.publisher_lock(row) for row in range(geometry.max_publishers)]
     locks += [_core.subscriber_lock(row) for row in range(geometry.max_subscribers)]
-    return not any(_core.is_locked(segment.lock_fd, lock) for lock in locks)
+    if any(_core.is_locked(segment.lock_fd, lock) for lock in locks):
+        return False
+    monitor = segment.monitor()
+    publishers = (monitor.publisher(row) for row in range(geometry.max_publishers))
+    subscribers = (monitor.subscriber(row) for row in range(geometry.max_subscribers))
+    return not any(
+        [
+            *(row["state"] == "active" and row["remote"] for row in publishers),
+            *(row["state"] == "active" and row["remote_incarnation"] for row in subscribers),
+        ]
+    )
 
 
 def differences(asked: Geometry, found: Geometry) -> tuple[str, ...]:
