@@ -541,7 +541,12 @@ class ReceiverCore:
         quota: int,
         ack: int,
         timed: bool,
-    ) -> None: ...
+        committed: int | None = None,
+    ) -> None:
+        """
+        `committed`: the row is one of this publisher already, with so many batches. None: it is free.
+        """
+
     def claim(self, timeout: float | None) -> int | None:
         """
         Claims a slot: the offset of its body. None at the timeout (seconds) or after interrupt().
@@ -654,7 +659,13 @@ class FeedCore:
         wait_mode: int,
         spin_us: float,
         cpus: int,
-    ) -> None: ...
+        comes_back: tuple[int, int] = (0, 0),
+        resumes_at: int | None = None,
+    ) -> None:
+        """
+        `comes_back`: id and incarnation of a subscriber whose row outlives this process. `resumes_at`: the row is one of this subscriber already, at that ticket; it need not join.
+        """
+
     def join(self, timeout: float, wanted: int = 18446744073709551615) -> str:
         """
         Waits for the broker's answer: 'yes', 'no' (that place is not in the log), 'stopped' or 'gone' (the broker), 'timeout' (seconds). Tickets after `wanted` that are gone are a gap before the first batch.

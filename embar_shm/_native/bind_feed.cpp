@@ -28,11 +28,11 @@ const char* head_in(const nb::bytes& bytes) {
 class FeedCore {
 public:
     FeedCore(nb::handle buffer, u32 index, int lock_fd, const std::string& name, bool lossy, u32 start, u64 ticket,
-             int wait_mode, double spin_us, unsigned cpus)
+             int wait_mode, double spin_us, unsigned cpus, std::pair<u64, u64> comes_back,
+             std::optional<u64> resumes_at)
         : buffer_(buffer, true),
           feed_(checked(buffer_, index, start), index, lock_fd, name.c_str(),
-                {lossy ? SubscribeMode::Lossy : SubscribeMode::Reliable, static_cast<Start>(start), ticket, false},
-                spin_options(wait_mode, spin_us, cpus)) {}
+                options(lossy, start, ticket, comes_back, resumes_at), spin_options(wait_mode, spin_us, cpus)) {}
 
     // Waits for the broker's answer: where in the log it begins.
     const char* join(double timeout, u64 wanted) {
@@ -104,6 +104,17 @@ public:
     void close() { feed_.subscriber().leave(); }
 
 private:
+    static SubscriberOptions options(bool lossy, u32 start, u64 ticket, std::pair<u64, u64> comes_back,
+                                     std::optional<u64> resumes_at) {
+        SubscriberOptions o{lossy ? SubscribeMode::Lossy : SubscribeMode::Reliable, static_cast<Start>(start), ticket};
+        o.remote_id = comes_back.first;
+        o.remote_incarnation = comes_back.second;
+        if (resumes_at) {
+            if (lossy) throw nb::value_error("only the row of a reliable subscriber can be taken over");
+            o.resumes_at = *resumes_at;
+        }
+        return o;
+    }
     static Ring checked(const HeldBuffer& b, u32 index, u32 start) {
         const Ring ring = ring_in(b);
         if (index >= ring.geometry().max_subscribers) throw nb::index_error("no such row in the subscribers table");
@@ -180,11 +191,17 @@ public:
 void bind_feed(nb::module_& m) {
     nb::class_<FeedCore>(m, "FeedCore",
                          "Sends a ring's batches to a remote subscriber. One thread sends, another one reads credits.")
-        .def(nb::init<nb::handle, u32, int, const std::string&, bool, u32, u64, int, double, unsigned>(),
+        .def(nb::init<nb::handle, u32, int, const std::string&, bool, u32, u64, int, double, unsigned,
+                      std::pair<u64, u64>, std::optional<u64>>(),
              nb::arg("buffer"), nb::arg("index"), nb::arg("lock_fd"), nb::arg("name"), nb::arg("lossy"),
              nb::arg("start"), nb::arg("ticket"), nb::arg("wait_mode"), nb::arg("spin_us"), nb::arg("cpus"),
+             nb::arg("comes_back") = std::pair<u64, u64>(0, 0), nb::arg("resumes_at") = nb::none(),
              nb::sig("def __init__(self, buffer: Buffer, index: int, lock_fd: int, name: str, lossy: bool, start: int, "
-                     "ticket: int, wait_mode: int, spin_us: float, cpus: int) -> None"))
+                     "ticket: int, wait_mode: int, spin_us: float, cpus: int, comes_back: tuple[int, int] = (0, 0), "
+                     "resumes_at: int | None = None) -> None"),
+             "`comes_back`: id and incarnation of a subscriber whose row outlives this process. `resumes_at`: the row "
+             "is "
+             "one of this subscriber already, at that ticket; it need not join.")
         .def("join", &FeedCore::join, nb::arg("timeout"), nb::arg("wanted") = ~0ULL,
              "Waits for the broker's answer: 'yes', 'no' (that place is not in the log), 'stopped' or 'gone' (the "
              "broker), 'timeout' (seconds). Tickets after `wanted` that are gone are a gap before the first batch.")

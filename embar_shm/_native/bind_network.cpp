@@ -10,10 +10,10 @@ class ReceiverCore {
 public:
     // `context` explains errors: embar_shm.segment.Segment. It must not refer back to this object.
     ReceiverCore(nb::object context, nb::handle buffer, u32 index, int lock_fd, u64 publisher_id, u64 incarnation,
-                 u32 quota, u32 ack, bool timed)
+                 u32 quota, u32 ack, bool timed, std::optional<u64> committed)
         : context_(std::move(context)), buffer_(buffer, true),
-          core(checked(buffer_, index, quota), index, lock_fd, {publisher_id, incarnation, quota, ack, timed},
-               {WaitMode::Block, 0, 1}) {}
+          core(checked(buffer_, index, quota), index, lock_fd,
+               row_options(publisher_id, incarnation, quota, ack, timed, committed), {WaitMode::Block, 0, 1}) {}
 
     // Where the body of a batch can be received: its offset in the buffer. None: timeout, or interrupt().
     nb::object claim(std::optional<double> timeout) {
@@ -88,6 +88,14 @@ public:
     Receiver core;
 
 private:
+    static RowOptions row_options(u64 publisher_id, u64 incarnation, u32 quota, u32 ack, bool timed,
+                                  std::optional<u64> committed) {
+        RowOptions o{publisher_id, incarnation, quota, ack, timed};
+        o.remote = true;
+        o.taken_over = committed.has_value();
+        o.committed = committed.value_or(0);
+        return o;
+    }
     static Ring checked(const HeldBuffer& b, u32 index, u32 quota) {
         const Ring ring = ring_in(b);
         if (index >= ring.geometry().max_publishers) throw nb::index_error("no such row in the publishers table");
@@ -179,11 +187,13 @@ void bind_network(nb::module_& m) {
     nb::class_<ReceiverCore>(m, "ReceiverCore",
                              "Brings a remote publisher's batches into a ring. One thread claims and commits; "
                              "wait_accepted() and interrupt() are for any thread.")
-        .def(nb::init<nb::object, nb::handle, u32, int, u64, u64, u32, u32, bool>(), nb::arg("context"),
-             nb::arg("buffer"), nb::arg("index"), nb::arg("lock_fd"), nb::arg("publisher_id"), nb::arg("incarnation"),
-             nb::arg("quota"), nb::arg("ack"), nb::arg("timed"),
+        .def(nb::init<nb::object, nb::handle, u32, int, u64, u64, u32, u32, bool, std::optional<u64>>(),
+             nb::arg("context"), nb::arg("buffer"), nb::arg("index"), nb::arg("lock_fd"), nb::arg("publisher_id"),
+             nb::arg("incarnation"), nb::arg("quota"), nb::arg("ack"), nb::arg("timed"),
+             nb::arg("committed") = nb::none(),
              nb::sig("def __init__(self, context: Any, buffer: Buffer, index: int, lock_fd: int, publisher_id: int, "
-                     "incarnation: int, quota: int, ack: int, timed: bool) -> None"))
+                     "incarnation: int, quota: int, ack: int, timed: bool, committed: int | None = None) -> None"),
+             "`committed`: the row is one of this publisher already, with so many batches. None: it is free.")
         .def("claim", &ReceiverCore::claim, nb::arg("timeout").none(),
              nb::sig("def claim(self, timeout: float | None) -> int | None"),
              "Claims a slot: the offset of its body. None at the timeout (seconds) or after interrupt().")

@@ -10,6 +10,9 @@
 // What was sent to a *lossy* one is forgotten, and the feed ends with its connection: the next one is another feed,
 // which begins where the last batch arrived, if the log still has that place.
 //
+// A feed can take over the row of one whose process was killed (options.resumes_at). What that one had sent is not
+// known, so the other side may say of everything that is in the log that it has it.
+//
 // One thread finds and sends, another one reads credits; interrupt() ends the waits of the first.
 #pragma once
 
@@ -41,7 +44,10 @@ inline constexpr u64 kMaxCredit = kMaxSlots;
 class Feed {
 public:
     Feed(Ring ring, u32 index, int lock_fd, const char* name, const SubscriberOptions& options, const SpinOptions& spin)
-        : subscriber_(ring, index, lock_fd, name, options, spin), reliable_(options.mode == SubscribeMode::Reliable) {}
+        : subscriber_(ring, index, lock_fd, name, options, spin), reliable_(options.mode == SubscribeMode::Reliable),
+          taken_over_(options.resumes_at != kNoTicket) {
+        if (taken_over_) credit_.received = sent_to_ = options.resumes_at;
+    }
 
     Subscriber& subscriber() noexcept { return subscriber_; }
 
@@ -60,7 +66,15 @@ public:
     // => false: it says it has what was never sent, or wants what it said it had.
     bool resume(u64 ticket, u64 granted) noexcept {
         const std::scoped_lock guard(mutex_);
-        if (ticket < credit_.received || ticket > sent_to_ || granted > kMaxCredit) return false;
+        if (granted > kMaxCredit) return false;
+        if (taken_over_) {
+            if (!subscriber_.may_go_on_at(ticket)) return false;
+            subscriber_.go_on_at(ticket);
+            taken_over_ = false;
+            sent_to_ = ticket;
+        } else if (ticket < credit_.received || ticket > sent_to_) {
+            return false;
+        }
         forget(ticket);
         again_ = 0;
         credit_ = {ticket, granted};
@@ -225,6 +239,7 @@ private:
 
     Subscriber subscriber_;
     const bool reliable_;
+    bool taken_over_;               // and no connection has begun since
     std::unique_ptr<char[]> copy_;  // of the batch that is sent to a lossy subscriber
     u64 counted_ = 0;               // batches that the sending thread sent natively
     std::mutex mutex_;              // around the rest

@@ -44,8 +44,11 @@ struct RowOptions {
     u64 incarnation = 0;
     u32 quota = 1;  // slots held at a time
     u32 ack = 1;
-    bool timed = false;   // record stage times
-    u64 patience_ns = 0;  // for a broker that died to be started again
+    bool timed = false;       // record stage times
+    u64 patience_ns = 0;      // for a broker that died to be started again
+    bool remote = false;      // for a publisher on a network, which will connect again when this process dies
+    bool taken_over = false;  // the row was left by a process that died, and is one of this publisher
+    u64 committed = 0;        // batches that are committed already, if so
 };
 
 class PublisherRow {
@@ -53,10 +56,10 @@ public:
     static constexpr u64 kNoSeq = ~0ULL;  // is never accepted
 
     // The caller holds the liveness lock of row `index` on `lock_fd`, and has seen the row free. `lock_fd` -1: a plain
-    // buffer, where nobody is ever found dead.
+    // buffer, where nobody is ever found dead. A row that was taken over is this publisher's already.
     PublisherRow(Ring ring, u32 index, int lock_fd, const RowOptions& options, const SpinOptions& spin)
         : ring_(ring), row_(&ring_.publisher(index)), index_(index), broker_(lock_fd, options.patience_ns),
-          row_options_(options), spin_(spin) {
+          row_options_(options), spin_(spin), committed_(options.committed) {
         PublisherEntry& row = *row_;
         row.pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         row.publisher_id.store(options.publisher_id, std::memory_order_relaxed);
@@ -64,6 +67,11 @@ public:
         row.attached_ns.store(now_ns(), std::memory_order_relaxed);
         row.quota.store(options.quota, std::memory_order_relaxed);
         row.ack.store(options.ack, std::memory_order_relaxed);
+        row.remote.store(options.remote, std::memory_order_relaxed);
+        row.committed_seq.store(options.committed, std::memory_order_relaxed);
+        row.sleeping.store(0, std::memory_order_relaxed);  // nobody does, whatever those before it left
+        row.wants_any_slot.store(0, std::memory_order_relaxed);
+        if (options.taken_over) return;
         row.state.store(static_cast<u32>(EntryState::Active), std::memory_order_release);  // pairs with reap()
         ring_.control().attached.fetch_add(1, std::memory_order_relaxed);                  // a hint; reap() recounts
     }
@@ -245,7 +253,7 @@ protected:
     SpinPolicy spin_;
     std::atomic<Status> state_{Status::Ok};  // written by the claiming thread, read anywhere: relaxed
     std::atomic<bool> interrupted_{false};
-    u64 committed_ = 0;
+    u64 committed_;
     u64 released_seen_ = 0;  // of them no longer in flight, at the last look: the broker's word is read when it matters
     u32 slot_ = 0;
     u64 generation_ = 0;

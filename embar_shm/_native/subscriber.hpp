@@ -19,6 +19,7 @@
 // One thread at a time takes; pass() is for any thread. Nothing here knows Python.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <vector>
 
@@ -36,6 +37,7 @@ struct SubscriberOptions {
     u64 patience_ns = 0;  // for a broker that died to be started again
     u64 remote_id = 0;    // of a subscriber on a network that comes back, with its incarnation
     u64 remote_incarnation = 0;
+    u64 resumes_at = kNoTicket;  // the row was taken over from a process that died: where it is
 };
 
 class Subscriber {
@@ -77,6 +79,10 @@ public:
             row.state.store(static_cast<u32>(SubscriberState::Active), std::memory_order_release);
             return;
         }
+        if (options.resumes_at != kNoTicket) {
+            begin(options.resumes_at);
+            return;
+        }
         row.state.store(static_cast<u32>(SubscriberState::Joining), std::memory_order_release);  // pairs with admit()
         call_broker();
     }
@@ -90,10 +96,7 @@ public:
         const u32 state = row_->state.load(std::memory_order_seq_cst);  // pairs with Gates::admit()
         if (state == static_cast<u32>(SubscriberState::Joining)) return Joined::Waiting;
         if (state != static_cast<u32>(SubscriberState::Active)) return Joined::No;
-        cursor_ = row_->cursor.load(std::memory_order_relaxed);
-        next_.store(cursor_, std::memory_order_relaxed);
-        row_cursor_.store(cursor_, std::memory_order_relaxed);
-        joined_ = true;
+        begin(row_->cursor.load(std::memory_order_relaxed));
         return Joined::Yes;
     }
     Wait wait_joined(u64 deadline_ns) noexcept {
@@ -176,6 +179,24 @@ public:
         advance();
     }
 
+    // Before anything is taken: does nobody miss a batch if this one goes on with `ticket`? Everything before it is in
+    // the log, and so was read; what was passed from there on was refused, as far as that can still be seen.
+    bool may_go_on_at(u64 ticket) const noexcept {
+        const u64 at = next(), tickets = ring_.geometry().tickets;
+        if (ticket >= at) return ticket <= available() && ticket - at <= tickets;
+        const u64 released = ring_.control().released.load(std::memory_order_acquire);
+        for (u64 t = std::max({ticket, released, at - std::min(at, tickets)}); t < at; ++t) {
+            const u64 e = ring_.entry(t).load(std::memory_order_acquire);
+            if (ticket::is_used(e) && ticket::lap(e) == ring_.lap_of(t) && !ticket::is_refused(e)) return false;
+        }
+        return true;
+    }
+    // Passes everything before `ticket`, where it may_go_on_at().
+    void go_on_at(u64 ticket) noexcept {
+        for (u64 t = next(); t < ticket; ++t) pass(t);
+        if (ticket > next()) set_next(ticket);
+    }
+
     // Looks for a batch for a few microseconds, in mode "spin"; else once.
     bool look_briefly() const noexcept {
         for (int i = 0; i < kBriefLooks; ++i) {
@@ -255,6 +276,12 @@ private:
         set_next(to);
         follow();
         return true;
+    }
+    void begin(u64 at) noexcept {
+        cursor_ = at;
+        row_cursor_.store(at, std::memory_order_relaxed);
+        set_next(at);
+        joined_ = true;
     }
     void set_next(u64 to) noexcept {
         next_.store(to, std::memory_order_relaxed);

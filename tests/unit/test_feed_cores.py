@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from raw_ring import RawRing, accept, commit_batches
 from wire import batch_header
 
 import embar_shm as es
@@ -292,3 +293,132 @@ def test_the_end_comes_after_everything_was_sent(feed: Callable[..., _core.FeedC
     publish(feed, 2)
     feed.broker._open_core().retire()  # type: ignore[attr-defined]
     assert [core.next()[0] for _ in range(3)] == ["batch", "batch", "end"]
+
+
+# --- the feed of a broker that was killed ---------------------------------------------------------
+
+WHO = (7, 1)  # id and incarnation of the subscriber
+
+
+def raw_feed(ring: RawRing, resumes_at: int | None = None) -> _core.FeedCore:
+    return _core.FeedCore(
+        ring.memory,
+        0,
+        -1,
+        "fed",
+        RELIABLE,
+        LATEST,
+        0,
+        2,
+        0.0,
+        1,
+        comes_back=WHO,
+        resumes_at=resumes_at,
+    )
+
+
+def killed_after(sent: int, received: int) -> tuple[RawRing, _core.BrokerCore]:
+    """A ring with four batches in the log, of which a subscriber was sent some; its next broker."""
+    ring = RawRing(slots=4)
+    broker, core = ring.broker(), raw_feed(ring)
+    broker.admit()
+    assert core.join(0) == "yes"
+    assert core.resume(0, 10)
+    commit_batches(ring.publisher(quota=4), 4)
+    for _ in range(4):
+        accept(broker)
+    assert tickets(core, sent) == list(range(sent))
+    assert core.credit(received, 10)
+    return ring, ring.broker()
+
+
+def fed_again(ring: RawRing, successor: _core.BrokerCore) -> _core.FeedCore:
+    (found,) = successor.adopted_subscribers
+    assert (found["remote_id"], found["remote_incarnation"]) == WHO
+    assert successor.take_over_subscriber(found["index"], -1)
+    return raw_feed(ring, resumes_at=found["cursor"])
+
+
+def test_a_feed_that_was_taken_over_goes_on_where_its_subscriber_is() -> None:
+    ring, successor = killed_after(sent=2, received=1)
+    core = fed_again(ring, successor)
+    assert core.known() == (1, 0, 0, 1)
+    assert core.resume(1, 10)
+    assert tickets(core, 3) == [1, 2, 3]
+
+
+def test_what_a_subscriber_had_received_and_could_not_say_is_not_sent_again() -> None:
+    ring, successor = killed_after(sent=3, received=1)
+    core = fed_again(ring, successor)
+    assert core.resume(3, 10)
+    assert tickets(core, 1) == [3]
+    assert [successor.release() for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_is_not_received_stays_in_the_ring_although_the_broker_was_killed() -> None:
+    ring, successor = killed_after(sent=3, received=1)
+    assert [successor.release() for _ in range(2)] == [True, False]
+    core = fed_again(ring, successor)
+    assert not successor.release()
+    assert core.resume(1, 10)
+    assert tickets(core, 3) == [1, 2, 3]
+    assert core.credit(4, 10)
+    assert [successor.release() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("ticket", [0, 5, 2**64 - 1])
+def test_a_feed_that_was_taken_over_believes_nothing_that_cannot_be(ticket: int) -> None:
+    ring, successor = killed_after(sent=3, received=1)
+    core = fed_again(ring, successor)
+    assert not core.resume(ticket, 10), "ticket 0 was said to be received, and 4 is the next one"
+    assert core.resume(4, 10)
+
+
+def test_the_second_connection_to_a_new_broker_is_like_any_other() -> None:
+    ring, successor = killed_after(sent=3, received=1)
+    core = fed_again(ring, successor)
+    assert core.resume(1, 1)
+    assert tickets(core, 1) == [1]
+    assert not core.resume(3, 10), "it was sent 1 only"
+    assert core.resume(1, 10)
+    assert tickets(core, 3) == [1, 2, 3]
+
+
+def test_what_was_passed_because_it_was_refused_need_not_have_been_received() -> None:
+    ring = RawRing(slots=4)
+    broker, core = ring.broker(), raw_feed(ring)
+    broker.admit()
+    assert core.join(0) == "yes"
+    assert core.resume(0, 10)
+    publisher = ring.publisher(quota=4)
+    commit_batches(publisher, 3)
+    ring.forge_header(1, seq=1)  # of batch 2, which so is a duplicate
+    ring.forge_header(2, seq=2)
+    assert [accept(broker)["verdict"] for _ in range(3)] == ["accepted", "duplicate", "accepted"]
+    assert tickets(core, 2) == [0, 2]
+    assert core.credit(1, 10)
+    successor = ring.broker()
+    assert successor.adopted_subscribers[0]["cursor"] == 2, "it has passed the duplicate by itself"
+    again = fed_again(ring, successor)
+    assert again.resume(1, 10)
+    assert again.known() == (1, 10, 0, 1)
+    assert tickets(again, 1) == [2]
+
+
+def test_only_reliable_subscribers_are_kept() -> None:
+    ring = RawRing()
+    _core.FeedCore(ring.memory, 0, -1, "lossy", LOSSY, LATEST, 0, 2, 0.0, 1)
+    ring.subscriber(index=1)
+    raw = _core.FeedCore(ring.memory, 2, -1, "fed", RELIABLE, LATEST, 0, 2, 0.0, 1, comes_back=WHO)
+    ring.broker().admit()
+    assert raw.join(0) == "yes"
+    assert [found["index"] for found in ring.broker().adopted_subscribers] == [2]
+    with pytest.raises(ValueError, match="reliable"):
+        _core.FeedCore(ring.memory, 0, -1, "", LOSSY, LATEST, 0, 2, 0.0, 1, resumes_at=0)
+
+
+def test_one_that_has_not_joined_joins_anew() -> None:
+    ring = RawRing()
+    ring.broker()
+    raw_feed(ring)
+    assert ring.broker().adopted_subscribers == []

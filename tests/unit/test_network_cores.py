@@ -20,6 +20,7 @@ from raw_ring import (
     RELEASED,
     ROW_EVENT,
     ROW_SLEEPING,
+    ROW_WANTS_ANY_SLOT,
     SLEEPING,
     TAIL,
     RawRing,
@@ -341,6 +342,74 @@ def test_a_row_that_does_not_exist_and_a_quota_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="quota"):
         receiver(ring, quota=0)
     assert {ring.monitor().publisher(row)["state"] for row in range(4)} == {"free"}
+
+
+# --- receiver: the row of a broker that was killed ------------------------------------------------
+
+
+def taken_over(ring: RawRing, broker: _core.BrokerCore, **options: Any) -> _core.ReceiverCore:
+    """A receiver for the only publisher whose row this broker has found."""
+    (found,) = broker.adopted_publishers
+    assert broker.take_over_publisher(found["index"], -1)
+    return receiver(ring, found["index"], committed=found["received_seq"], **options)
+
+
+def test_a_row_that_was_taken_over_goes_on_after_the_last_batch_that_was_committed() -> None:
+    ring = RawRing()
+    broker, core = ring.broker(), receiver(ring, 2)
+    receive(core, ring, 1)
+    accept(broker)
+    receive(core, ring, 2)  # and not accepted any more
+    successor = ring.broker()
+    again = taken_over(ring, successor)
+    assert (again.committed_seq, again.accepted_seq) == (2, 1)
+    assert accept(successor)["seq"] == 2
+    successor.release()
+    successor.release()
+    receive(again, ring, 3)
+    found = accept(successor)
+    assert (found["seq"], found["owner"], found["verdict"]) == (3, 2, "accepted")
+    assert again.wait_accepted(3, 0) == 3
+
+
+def test_batches_of_the_time_before_count_for_the_quota_until_they_are_released() -> None:
+    ring = RawRing()
+    core = receiver(ring)
+    for seq in (1, 2):
+        receive(core, ring, seq)
+    successor = ring.broker()
+    again = taken_over(ring, successor, quota=2)
+    assert again.claim(0) is None
+    accept(successor)
+    assert again.claim(0) is None
+    successor.release()
+    assert again.claim(0) is not None
+
+
+def test_only_what_a_receiver_has_is_kept_for_a_publisher_that_connects_again() -> None:
+    ring = RawRing()
+    core, publisher = receiver(ring, 0), ring.publisher(1)
+    left = receiver(ring, 2)
+    left.close()
+    assert publisher.accepted_seq == core.accepted_seq == 0
+    successor = ring.broker()
+    assert [found["index"] for found in successor.adopted_publishers] == [0]
+    assert successor.take_over_publisher(0, -1)
+    assert not successor.take_over_publisher(0, -1), "it is somebody's already"
+    assert not successor.take_over_publisher(1, -1)
+    assert not successor.take_over_publisher(99, -1)
+
+
+def test_nobody_is_woken_in_place_of_who_slept_when_the_broker_was_killed() -> None:
+    ring = RawRing()
+    receiver(ring)
+    for word in (ROW_SLEEPING, ROW_WANTS_ANY_SLOT):
+        ring.set_u32(ring.row_at(0) + word, 1)
+    taken_over(ring, ring.broker())
+    assert [ring.u32(ring.row_at(0) + word) for word in (ROW_SLEEPING, ROW_WANTS_ANY_SLOT)] == [
+        0,
+        0,
+    ]
 
 
 # --- relay ----------------------------------------------------------------------------------------
