@@ -16,6 +16,7 @@ from embar_shm.address import RingName, split_address
 from embar_shm.broker_start import Begun, Start, corrupt
 from embar_shm.broker_stats import BrokerStats
 from embar_shm.errors import ClosedError, MisuseError
+from embar_shm.kept_rows import KeptRows
 from embar_shm.layout import DEFAULT_SUBSCRIBERS
 from embar_shm.options import (
     SUBSCRIBE_MODES,
@@ -53,6 +54,8 @@ class Broker:
         self._segment = begun.segment
         self._core: _core.BrokerCore | None = begun.core
         self._monitor = begun.segment.monitor()
+        self.kept_rows: KeptRows = KeptRows(begun.core)
+        """For listeners: participants on a network that the broker before has served."""
         self._listeners: list[Listener] = []
         self._reader: weakref.ref[OwnSubscriber] | None = None
         self._serving = threading.Lock()  # held by the thread that is in serve(), or closes

@@ -97,8 +97,8 @@ class Subscriber:
         name: how statistics and the messages of those who wait for it call it; None: the program.
         timeout: seconds that `next` and iteration may wait. None: forever.
         connect_timeout: seconds to wait for the broker to appear.
-        restart_timeout: shm: seconds to wait for a broker that died to be started again, within
-            `timeout`; then `BrokerGone`. Over tcp it is waited for as for any lost connection.
+        restart_timeout: seconds to wait for a broker that died to be started again, within
+            `timeout`; then `BrokerGone`. Over tcp: where nobody listens at its address any more.
         wait, spin_us: see `Broker.create`.
         in_flight: tcp: batches that may be on their way or in use here at a time; None: 4.
         token, tls, socket_buffer: tcp: see `Publisher.connect`.

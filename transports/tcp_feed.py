@@ -4,7 +4,8 @@ Each connection has a thread that sends, and one that reads what the subscriber 
 how much more it has room for (`tcp_remote_subscriber`). What a reliable one has not received stays
 in the ring, and holds the publishers back as its own slowness would. Its row and position outlive
 its connections, so that a lost connection loses nothing: until it says goodbye, or has been gone
-for a minute. A lossy one holds nobody back, and is forgotten with its connection.
+for a minute. They outlive this process as well: should the broker be killed, the next one keeps
+them (`kept_rows`). A lossy one holds nobody back, and is forgotten with its connection.
 
 A broker that stops waits for subscribers that still get on: they come to the end of the log.
 """
@@ -27,6 +28,7 @@ from embar_shm.errors import (
     ProtocolError,
     WaitTimeout,
 )
+from embar_shm.kept_rows import KeptRows, Key
 from embar_shm.net import SocketCounters, parse_endpoint
 from embar_shm.options import WAIT_MODES
 from embar_shm.participants import take_subscriber_row
@@ -48,8 +50,10 @@ _log = logging.getLogger("embar_shm.tcp")
 class Feeds:
     """The remote subscribers of one listener."""
 
-    def __init__(self, segment: Segment, address: str, limits: Limits) -> None:
+    def __init__(self, segment: Segment, before: KeptRows, address: str, limits: Limits) -> None:
+        """`before`: what the broker before this one has left."""
         self._segment = segment
+        self._before = before
         self._address = address
         self._limits = limits
         self._lock = threading.Lock()  # around the rest, and the taking of rows
@@ -108,7 +112,7 @@ class Feeds:
     def _let_go(self, subscribe: Subscribe) -> None:
         """Of a subscriber whose goodbye was lost, or the answer to it."""
         with self._lock:
-            remote = self._kept.get((subscribe.subscriber_id, subscribe.incarnation))
+            remote = self._known((subscribe.subscriber_id, subscribe.incarnation))
             if remote is None:
                 return
             older, remote.link = remote.link, None
@@ -139,7 +143,8 @@ class Feeds:
                 ]
                 now: list[object] = [(remote.key, remote.core.known()) for remote in left]
                 served = len(self._links)
-            if not left and not served:
+            awaited = self._before.subscribers() if self._before.since > began - farewell else []
+            if not left and not served and not awaited:
                 return
             if now != seen:
                 seen, moved = now, time.monotonic()
@@ -175,6 +180,9 @@ class Feeds:
         with self._lock:
             after = self._limits.forget_after
             until = time.monotonic() - after
+            if self._before.since < until:
+                for key in self._before.subscribers():
+                    self._known(key)
             for remote in list(self._remotes):
                 if remote.link is None and remote.gone_since < until:
                     _log.warning(
@@ -203,13 +211,28 @@ class Feeds:
         with self._lock:
             if self._stopping:
                 raise self._stopped()
-            if (remote := self._kept.get(key)) is not None:
+            remote = self._known(key) if subscribe.mode is Mode.RELIABLE else None
+            if remote is not None:
                 older, remote.link = remote.link, link
                 if older is not None:  # its subscriber has given it up
                     older.stream.shutdown()
                     remote.core.interrupt()
                 return remote
         return self._join(link, subscribe)
+
+    def _known(self, key: Key) -> RemoteSubscriber | None:
+        """The reliable subscriber of that key, also one of the broker before. With the lock."""
+        if (remote := self._kept.get(key)) is not None:
+            return remote
+        segment = self._segment
+        if (before := self._before.take_subscriber(key, segment.lock_fd)) is None:
+            return None
+        name = segment.monitor().subscriber(before.row)["name"]
+        core = self._feed_core(before.row, name, key=key, resumes_at=before.cursor)
+        remote = self._kept[key] = RemoteSubscriber(core, name, key, reliable=True)
+        remote.gone_since = self._before.since
+        self._remotes.add(remote)
+        return remote
 
     def _join(self, link: Link, subscribe: Subscribe) -> RemoteSubscriber:
         """A place in the log for a new subscriber, or one that was forgotten."""
@@ -219,7 +242,9 @@ class Feeds:
             if subscribe.mode is not Mode.LOSSY or subscribe.start is not Start.RESUME:
                 raise
             core = self._admit(link, subscribe, Start.EARLIEST)
-        remote = RemoteSubscriber(core, subscribe)
+        key = (subscribe.subscriber_id, subscribe.incarnation)
+        reliable = subscribe.mode is Mode.RELIABLE
+        remote = RemoteSubscriber(core, subscribe.name, key, reliable=reliable)
         remote.link = link
         try:
             with self._lock:
@@ -261,23 +286,46 @@ class Feeds:
     def _take_row(self, link: Link, subscribe: Subscribe, start: int) -> _core.FeedCore:
         segment = self._segment
         host, _ = parse_endpoint(link.stream.peer.removeprefix("tcp://"))
+        lossy = subscribe.mode is Mode.LOSSY
         row = take_subscriber_row(segment, patience=0)
         try:
-            return _core.FeedCore(
-                segment.memory,
+            return self._feed_core(
                 row,
-                segment.lock_fd,
                 fitting_name(subscribe.name, f" on {host}"),  # the row has the pid of the broker
-                subscribe.mode is Mode.LOSSY,
-                start,
-                subscribe.ticket,
-                WAIT_MODES["adaptive"],
-                _SPIN_US,
-                available_cpus(),
+                lossy=lossy,
+                start=start,
+                ticket=subscribe.ticket,
+                key=(0, 0) if lossy else (subscribe.subscriber_id, subscribe.incarnation),
             )
         except BaseException:
             _core.unlock(segment.lock_fd, _core.subscriber_lock(row))
             raise
+
+    def _feed_core(
+        self,
+        row: int,
+        name: str,
+        *,
+        lossy: bool = False,
+        start: int = Start.TICKET,
+        ticket: int = 0,
+        key: Key,
+        resumes_at: int | None = None,
+    ) -> _core.FeedCore:
+        return _core.FeedCore(
+            self._segment.memory,
+            row,
+            self._segment.lock_fd,
+            name,
+            lossy,
+            start,
+            ticket,
+            WAIT_MODES["adaptive"],
+            _SPIN_US,
+            available_cpus(),
+            comes_back=key,
+            resumes_at=resumes_at,
+        )
 
     def _check(self, answer: str, subscribe: Subscribe) -> None:
         """Raises why the broker has not admitted a subscriber."""

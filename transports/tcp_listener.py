@@ -7,6 +7,9 @@ exactly once. It is kept until the publisher says goodbye, or has been gone for 
 publisher needs the row. Of those that are forgotten, the last number is still remembered for a
 while, so that a publisher whose goodbye was not answered can ask again.
 
+It outlives this process, too, because all of it is in the ring: when the broker is killed, the next
+one keeps the rows (`kept_rows`), and whichever of its listeners the publisher connects to goes on.
+
 A connection that stalls or ends in the middle of a batch gives its slot back.
 """
 
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from embar_shm import _core, protocol
 from embar_shm.errors import BrokerGone, ConnectionLost, EmbarError, NotEnoughSpace
+from embar_shm.kept_rows import Key
 from embar_shm.net import SocketCounters, Stream, format_endpoint
 from embar_shm.protocol import Hello, Kind, State, Welcome
 from embar_shm.segment import Segment
@@ -48,6 +52,9 @@ __all__ = ["Limits", "TcpListener"]
 _LIMITS = Limits()
 _REMEMBERED = 4096  # publishers without a row whose last number is still known
 _ROW_TIME, _ROW_POLL = 2.0, 0.02  # seconds the broker gets to free a row; between two looks
+_RETURN_TIME = (
+    1.5  # seconds before those of the last broker have to make room: they try each second
+)
 
 _log = logging.getLogger("embar_shm.tcp")
 
@@ -85,7 +92,7 @@ class TcpListener(Listener):
             self._socket.close()
             raise
         self._memory = memoryview(self._segment.memory)
-        self._feeds = Feeds(self._segment, self._address, limits)
+        self._feeds = Feeds(self._segment, broker.kept_rows, self._address, limits)
         self._acceptor = threading.Thread(
             target=self._accept, name=f"accept {self._address}", daemon=True
         )
@@ -286,7 +293,7 @@ class TcpListener(Listener):
         if self._stopping or not self._broker.is_open:
             raise self._stopped()
         key = (hello.publisher_id, hello.incarnation)
-        known = self._remotes.get(key)
+        known = self._remotes.get(key) or self._take_kept(key)
         if known is not None:
             return known
         if hello.sent_seq:
@@ -298,7 +305,17 @@ class TcpListener(Listener):
                 "connect a new publisher, and publish what was not acknowledged",
             )
         timed = self._broker.takes_stage_times
-        remote = self._remotes[key] = Remote(self._segment, hello, timed)
+        remote = self._remotes[key] = Remote.new(self._segment, hello, timed)
+        return remote
+
+    def _take_kept(self, key: Key) -> Remote | None:
+        """A publisher of the broker before this one; None: it had none with this key."""
+        kept = self._broker.kept_rows.take_publisher(key, self._segment.lock_fd)
+        if kept is None:
+            return None
+        remote = Remote(self._segment, kept, self._broker.takes_stage_times)
+        remote.gone_since = self._broker.kept_rows.since
+        self._remotes[key] = remote
         return remote
 
     def _make_room(self) -> None:
@@ -310,6 +327,10 @@ class TcpListener(Listener):
         monitor, rows = self._segment.monitor(), self._segment.geometry.max_publishers
         if any(monitor.publisher(row)["state"] == "closed" for row in range(rows)):
             return
+        kept = self._broker.kept_rows
+        if time.monotonic() - kept.since > _RETURN_TIME:
+            for key in kept.publishers()[:1]:
+                self._take_kept(key)
         gone = [r for r in self._remotes.values() if r.link is None]
         if gone:
             self._forget(min(gone, key=lambda r: r.gone_since))
@@ -327,6 +348,9 @@ class TcpListener(Listener):
         self._feeds.forget_the_gone()
         with self._lock:
             until = time.monotonic() - self._limits.forget_after
+            if self._broker.kept_rows.since < until:
+                for key in self._broker.kept_rows.publishers():
+                    self._take_kept(key)
             gone = [r for r in self._remotes.values() if r.link is None and r.gone_since < until]
             for remote in gone:
                 after = self._limits.forget_after
@@ -379,9 +403,9 @@ class TcpListener(Listener):
             remote.core.interrupt()
             acks.join()
         if said_goodbye:
+            link.say(Kind.GOODBYE)  # first: should this process be killed, the next one has the row
             with self._lock:
                 self._forget(remote)
-            link.say(Kind.GOODBYE)
 
     def _send_acks(self, link: Link, remote: Remote, wanted: bool) -> None:
         """The thread that tells what the broker has accepted, and that it stopped."""

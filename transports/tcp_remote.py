@@ -11,9 +11,11 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 from embar_shm import _core, protocol, socket_buffers
 from embar_shm.errors import CannotListen, ConfigurationError, ConnectionLost, EmbarError
+from embar_shm.kept_rows import KeptPublisher
 from embar_shm.net import Stream, format_endpoint
 from embar_shm.participants import take_row
 from embar_shm.protocol import Connection, Hello, Kind, Role, State
@@ -50,27 +52,37 @@ class Limits:
 class Remote:
     """A remote publisher: what is known of it from one connection to the next."""
 
-    def __init__(self, segment: Segment, hello: Hello, timed: bool) -> None:
-        """Takes a row for it. Raises `NotEnoughSpace` at once when there is none."""
-        row = take_row(segment, patience=0)
+    def __init__(
+        self, segment: Segment, who: KeptPublisher, timed: bool, *, is_new: bool = False
+    ) -> None:
+        """The row's lock is held by `segment`."""
         self.slot_bytes = segment.geometry.slot_bytes
         self.timed = timed
-        self.key = (hello.publisher_id, hello.incarnation)
-        self.received_seq = 0  # batches that are committed to the ring
+        self.key = who.key
+        self.received_seq = who.received_seq  # batches that are committed to the ring
         self.link: Link | None = None  # the connection that has it, or is about to
         self.gone_since = 0.0  # time.monotonic() at which the last connection ended
         self.turn = threading.Lock()  # held by the connection that uses `core`
+        publisher_id, incarnation = who.key
         self.core = _core.ReceiverCore(
             context=segment,
             buffer=segment.memory,
-            index=row,
+            index=who.row,
             lock_fd=segment.lock_fd,
-            publisher_id=hello.publisher_id,
-            incarnation=hello.incarnation,
-            quota=min(hello.in_flight, segment.geometry.slots),
-            ack=hello.ack,
+            publisher_id=publisher_id,
+            incarnation=incarnation,
+            quota=max(1, min(who.quota, segment.geometry.slots)),
+            ack=who.ack,
             timed=timed,
+            committed=None if is_new else who.received_seq,
         )
+
+    @classmethod
+    def new(cls, segment: Segment, hello: Hello, timed: bool) -> Self:
+        """Takes a row for it. Raises `NotEnoughSpace` at once when there is none."""
+        row, key = take_row(segment, patience=0), (hello.publisher_id, hello.incarnation)
+        who = KeptPublisher(key, row, 0, hello.in_flight, hello.ack)
+        return cls(segment, who, timed, is_new=True)
 
     def leave(self, segment: Segment) -> None:
         """Gives the row back: the broker frees it when its batches are released."""

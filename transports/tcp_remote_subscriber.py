@@ -19,8 +19,9 @@ from embar_shm.errors import (
     NotEnoughSpace,
     ProtocolError,
 )
+from embar_shm.kept_rows import Key
 from embar_shm.protocol import Kind, State
-from embar_shm.subscribe_frames import Credit, Mode, Subscribe, check_credit
+from embar_shm.subscribe_frames import Credit, check_credit
 from embar_shm.transports.tcp_remote import LAST_WORDS, Link
 from embar_shm.transports.tcp_session import read_control
 
@@ -35,11 +36,11 @@ _log = logging.getLogger("embar_shm.tcp")
 class RemoteSubscriber:
     """A remote subscriber: what is known of it from one connection to the next."""
 
-    def __init__(self, core: _core.FeedCore, subscribe: Subscribe) -> None:
+    def __init__(self, core: _core.FeedCore, name: str, key: Key, *, reliable: bool) -> None:
         self.core = core
-        self.name = subscribe.name
-        self.key = (subscribe.subscriber_id, subscribe.incarnation)
-        self.reliable = subscribe.mode is Mode.RELIABLE
+        self.name = name
+        self.key = key
+        self.reliable = reliable
         self.link: Link | None = None  # the connection that has it, or is about to
         self.gone_since = 0.0  # time.monotonic() at which the last connection ended
         self.turn = threading.Lock()  # held by the connection that uses `core`

@@ -48,7 +48,6 @@ _HANDSHAKE_TIMEOUT = 10.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # seconds between two attempts to connect, doubling
 _LAST_WORDS = 1.0  # seconds that close() gives the broker to hear the goodbye
 _RECONNECT = 30.0  # seconds for which it tries to connect again
-_REFUSED = 2.0  # where nobody listens any more: the broker's process has ended
 _STALL, _LEAST_RATE = 10.0, 64 * 1024  # what a batch may take: seconds, and bytes/s
 _IN_FLIGHT = 4
 
@@ -163,7 +162,8 @@ class TcpSubscriberLink(ReadingLink):
         if self._hanging_up.is_set():
             raise self._gone(why, why)
         try:
-            session = self._connect(self._stuck_since + _RECONNECT - now, _REFUSED)
+            patience = self._stuck_since + _RECONNECT - now
+            session = self._connect(patience, self._options.restart_timeout)
         except _PASSING as error:
             raise self._gone(why, error) from error
         try:

@@ -221,7 +221,7 @@ def test_a_subscriber_whose_broker_does_not_come_back_learns_it_after_what_it_ha
     feeding: Callable[..., Feeding],
 ) -> None:
     there = feeding()
-    with subscribe(there) as sub:
+    with subscribe(there, restart_timeout=0.2) as sub:
         there.publish(0, 1)
         wait_until(lambda: sub.stats().lag == 2, "both batches are here")
         there.proxy.refuse()
