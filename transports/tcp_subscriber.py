@@ -152,18 +152,18 @@ class TcpSubscriberLink(ReadingLink):
 
     def _reconnect(self, why: EmbarError) -> SubscriberSession:
         """A new session in place of a broken one. Raises `BrokerGone` when there will be none."""
-        now = time.monotonic()
+        now, refused = time.monotonic(), self._options.restart_timeout
+        longest = max(_RECONNECT, refused)
         if self._stuck_since is None:
             self._stuck_since, self._pause = now, _FIRST_PAUSE
-        elif now - self._stuck_since >= _RECONNECT:
+        elif now - self._stuck_since >= longest:
             raise self._gone(why, why)
         else:  # the last session achieved nothing
             self._wait_a_moment()
         if self._hanging_up.is_set():
             raise self._gone(why, why)
         try:
-            patience = self._stuck_since + _RECONNECT - now
-            session = self._connect(patience, self._options.restart_timeout)
+            session = self._connect(self._stuck_since + longest - now, refused)
         except _PASSING as error:
             raise self._gone(why, error) from error
         try:
