@@ -36,10 +36,46 @@
 // ABA.  A publisher that sleeps between reading an entry and its CAS finds FREE(lap) again only after 2^32
 // laps. A claim's CAS is guarded by 48 bits of generation.
 //
-// Order.  Batch bytes -> commit CAS (release) -> accept's load of the entry (acquire): the broker reads what
-// the publisher wrote. Broker's last read of a slot -> store FREE(g+1) (release) -> claim CAS (acquire): the
-// next owner writes only after the broker has read. The commit CAS and the slot's release store are
-// seq_cst, because they also are the "condition" of the eventcounts (waiting.hpp).
+// Order.  For each pair of words: who stores, who loads, and what breaks if one of the two is weaker. Each is a program
+// in tests/native/litmus_pairs.hpp (its name in brackets), tried in every way C++ allows; docs/memory-order.md says
+// how.
+//
+//   entry, commit      CAS seq_cst       accept's look, acquire: it reads what the publisher wrote; else a torn batch
+//                                        [commit-accept]. seq_cst: also a condition, see below [commit-wakes]
+//   slot, release      store seq_cst     claim's CAS, acquire: the next owner writes after the broker has read; else
+//   the
+//                                        broker reads the next batch's bytes [release-claim]. And it finds its entry
+//                                        recycled, as that is stored before: commit never waits [next-lap]
+//   slot, give back    store seq_cst     the same between two publishers [give-back-claim]
+//   slot, claim        fence release     the fence in Subscriber::take(): a lossy copy with a byte of the next owner
+//   sees
+//                                        that the entry has changed; else a mixture of two batches [lossy-copy]
+//   tail, help         CAS acq_rel       commit's load, acquire: who sees t + 1 sees entry t. The entry's own CAS
+//   decides, so
+//                                        a stale or early value costs another try, never a ticket [two-commits]
+//   entry, refuse      or, relaxed       ordered by the store of `head` behind it [refused-take]
+//   head               store release     take's load, seq_cst: entry, header and bytes of all tickets below, the
+//   publisher's
+//                                        own writes included, through the broker; else a torn batch [head-take]
+//   subscriber.cursor  store seq_cst     Gates::lowest(): its last reads come before the slot is free [cursor-release]
+//   *.state, Closed    store release     reap's load, acquire: the leaver's last reads and writes come before
+//                                        [leave-reap, leave-release]; after a death the kernel's lock does that
+//                                        [death-reap]
+//   *.state, Free      store release     the load of whoever takes the row, acquire: his words are not cleared
+//   [row-again] subscriber.state   release, seq_cst  admit() reads the request, the subscriber its answer [join-admit]
+//   accepted_seq       store seq_cst     wait_acked(): only a condition, as it is read for its own value [ack-wakes]
+//   released_batches   store seq_cst     in_flight(): the slot was freed before, so a claim finds it [quota-told]
+//   fault              store seq_cst     refused(): with it `fault_seq` [fault-told]
+//   control.state      store seq_cst     no_more_acks(): the last acknowledgement came before [stop-acked]
+//
+// Conditions.  The word that ends a sleep is stored before `sleeping` is loaded, and loaded after `sleeping` was stored
+// (waiting.hpp). That is store, then load, on both sides: only seq_cst for all four orders it, else both see the old
+// value and a wake-up is lost. So are commit's CAS, each store that frees a slot, head, cursor, slowest, accepted_seq,
+// released_batches, fault, state, look_around, space_waiters, quota_waiters and news_held_back [the pairs that end in
+// -wakes, held-back-told, retained-given-up].
+//
+// Relaxed is what has one writer and is read by people, what is ordered by another word named beside it, and the loads
+// that a CAS confirms.
 #pragma once
 
 #include <bit>
