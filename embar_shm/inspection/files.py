@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from embar_shm.address import SHM_DIRECTORY, RingName, existing_rings
+from embar_shm.address import SHM_DIRECTORY, RingAddress, RingName, existing_rings
 from embar_shm.errors import ConfigurationError, NoSuchBroker, ResourceError
 from embar_shm.inspection.text import printable
 
@@ -113,7 +113,7 @@ def ring_named(text: str) -> SegmentFile:
 
     Raises `ConfigurationError` for what is no name, `NoSuchBroker` when there is no such segment.
     """
-    found = SegmentFile.of(RingName.parse(text.removeprefix("shm://")))
+    found = SegmentFile.of(RingAddress.parse(text.removeprefix("shm://")).ring)
     if not os.path.lexists(found.path):
         raise no_such_segment(found)
     return found
