@@ -164,7 +164,7 @@ protected:
     void accept_and_read(Broker& b, u32 seen[2]) const {
         Accepted a;
         if (!b.accept(a)) {
-            require(!b.corruption(), "corrupt: %s", b.corruption());
+            require(!b.corruption(), "corrupt: %s", b.corruption().text);
             return;
         }
         require(a.verdict == Verdict::Accepted, "verdict %d", static_cast<int>(a.verdict));
