@@ -15,7 +15,7 @@ from typing import IO
 
 from chaotic import workers
 from chaotic.records import Reader, Record
-from chaotic.workers import Spec, Work
+from chaotic.workers import SIGNALS, Spec, Work
 from embar_shm import _core
 
 __all__ = ["Crew", "Life"]
@@ -97,6 +97,8 @@ class Crew:
         """A new process in a role that nobody has."""
         ours, theirs = os.pipe()
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is buried
+        # A signal that comes early must not meet the handlers of this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         pid = os.fork()
         if pid == 0:
             code = 6
@@ -105,6 +107,7 @@ class Crew:
                 code = workers.run(self._work, spec, theirs, errors.fileno())
             finally:
                 os._exit(code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(theirs)
         os.set_blocking(ours, False)
         with suppress(OSError):  # not permitted: the usual size does

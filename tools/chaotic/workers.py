@@ -30,7 +30,18 @@ from embar_shm.errors import NotEnoughSpace, PositionLost
 from embar_shm.transports.base import ListenOptions, Position
 from embar_shm.transports.tcp_listener import Limits, TcpListener
 
-__all__ = ["FAILED", "FORGET_AFTER", "GEOMETRY", "PATIENCE", "WORK", "Spec", "Stop", "Work", "run"]
+__all__ = [
+    "FAILED",
+    "FORGET_AFTER",
+    "GEOMETRY",
+    "PATIENCE",
+    "SIGNALS",
+    "WORK",
+    "Spec",
+    "Stop",
+    "Work",
+    "run",
+]
 
 # Small ones, so that they are full most of the time and lap often.
 GEOMETRY: dict[str, Any] = {
@@ -41,6 +52,7 @@ GEOMETRY: dict[str, Any] = {
 }
 PATIENCE = 20.0  # seconds the library may wait for somebody, who is never away for a second
 FORGET_AFTER = 3.0  # seconds that a TCP peer which was killed is remembered, and holds what it has
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FAILED = 4  # exit code of a process that an error of the library has ended
 _LOOK = 0.05  # seconds a subscriber waits before it looks whether it should end
 _MESSAGE_SIZES = (None, 256, 1000, 48)
@@ -81,7 +93,10 @@ class Stop:
 
 
 def run(work: Work, spec: Spec, fd: int, errors: int) -> int:
-    """The life of a forked process: its exit code. `fd`: the pipe; `errors`: where stderr goes."""
+    """The life of a forked process: its exit code. `fd`: the pipe; `errors`: where stderr goes.
+
+    `SIGNALS` are blocked until there are handlers.
+    """
     os.dup2(errors, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the conductor
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -91,6 +106,7 @@ def run(work: Work, spec: Spec, fd: int, errors: int) -> int:
         stream=sys.stderr, level=logging.WARNING, format=f"{spec.role}: %(message)s"
     )
     _let_the_clock_jump(spec.chance)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     out = Writer(fd)
     try:
         work[spec.role.split()[0]](spec, out)
