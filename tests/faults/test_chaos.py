@@ -276,18 +276,14 @@ def chaos(*options: str, environment: dict[str, str] | None = None) -> Any:
     )
 
 
-# Over TCP the places of those who will connect again are not kept for the next broker yet.
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "options", [["--no-tcp"], ["--spare", "kill broker"]], ids=["shared memory", "no killed broker"]
-)
-def test_ten_seconds_of_chaos_break_no_promise(options: list[str]) -> None:
+def test_twenty_seconds_of_chaos_break_no_promise() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
-    done = chaos("--seconds", "10", "--seed", str(seed), "--rest", "50", "--json", *options)
+    done = chaos("--seconds", "20", "--seed", str(seed), "--rest", "50", "--json")
     assert done.returncode == 0, f"--seed {seed}\n{done.stdout}\n{done.stderr}"
     found = json.loads(done.stdout)
     assert found["seed"] == seed
-    assert found["faults"] > 30
+    assert found["faults"] > 60
     assert found["violations"] == []
     assert [name for name, count in found["checked"].items() if not count] == []
 
