@@ -7,6 +7,7 @@ import itertools
 import os
 import selectors
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,7 @@ class Found:
     """Points that it has, by the longest run."""
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
+    """On the clock."""
 
     def add(self, point: Point) -> None:
         """Counts a point of this operation."""
@@ -129,6 +131,7 @@ def kill_at(tracer: Tracer, operation: Operation, unit: Unit, number: int) -> Po
             problem = str(broken)
         except Exception:  # whatever the library raises where it should not
             problem = traceback.format_exc()
+        stage.failed = problem is not None
     return Point(
         number,
         ran.outcome is Outcome.KILLED,
@@ -226,7 +229,7 @@ def _work(
 ) -> None:
     """Never returns: a copy of the caller has nothing to clean up."""
     try:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is open is closed
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[at % len(cpus)]})  # a step is three times as fast on one
         gc.freeze()  # what is here already is not looked at, and so not copied, in each victim

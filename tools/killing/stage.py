@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -49,15 +49,20 @@ def create(ring: str, make: Callable[..., es.Broker] = es.Broker.create) -> es.B
 
 def connect(address: str, publisher_id: int, **options: Any) -> es.Publisher:
     """A publisher without threads, that does not wait."""
-    defaults = {"message_size": MESSAGE, "in_flight": 2, "timeout": 0, "linger_ms": 0}
+    defaults: dict[str, Any] = {
+        "message_size": MESSAGE,
+        "in_flight": 2,
+        "timeout": 0,
+        "linger_ms": 0,
+    }
     options = defaults | {"wait": "block", "sample_every": 1} | options
     return es.Publisher.connect(address, publisher_id=publisher_id, **options)
 
 
 def subscribe(address: str, name: str, **options: Any) -> es.Subscriber:
     """A subscriber that does not wait. The broker has to serve."""
-    options = {"start": "earliest", "timeout": 0, "wait": "block"} | options
-    return es.Subscriber.connect(address, name=name, **options)
+    defaults: dict[str, Any] = {"start": "earliest", "timeout": 0, "wait": "block"}
+    return es.Subscriber.connect(address, name=name, **(defaults | options))
 
 
 def send(publisher: es.Publisher, messages: list[bytes]) -> int:
@@ -73,7 +78,8 @@ def vanish(participant: es.Broker | es.Publisher | es.Subscriber) -> None:
         segment = participant.segment
         lifecycle.unregister_broker(participant)
     else:
-        segment = participant._link._segment  # type: ignore[attr-defined] - it is over shm
+        link: Any = participant._link  # over shm
+        segment = link._segment
     fd = segment.lock_fd
     participant.after_fork_in_child()
     liveness.close(fd)
@@ -90,6 +96,8 @@ class Stage:
         self.address = f"shm://{ring}"
         self.path = RingName.parse(ring).path
         self.broker: es.Broker | None = None
+        self.failed = False
+        """Something was broken: the participants may not be able to leave in order."""
         self._stack = ExitStack()  # closes what is open when something was broken
         self.contents: dict[int, Content] = {
             VICTIM: content,
@@ -297,9 +305,11 @@ class Stage:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """After a failure: nothing stays behind, whatever state it is in."""
-        with suppress(Exception) if kind is not None else ExitStack():
+        failed = self.failed or kind is not None
+        errors = suppress(Exception) if failed else nullcontext()  # the first one counts
+        with errors:
             self._stack.close()
-        with suppress(Exception) if kind is not None else ExitStack():
+        with errors:
             if self.broker is not None:
                 self.broker.close()
         if self._memory is not None:

@@ -39,11 +39,12 @@ namespace {
 constexpr u64 kSyscall = 0x050f;  // the two bytes of the instruction, as a little-endian number
 
 enum Outcome : int {
-    kKilled = 0,    // where it was to be (and within this file: so far as expected)
+    kKilled = 0,    // where it was to be
     kFinished = 1,  // it stopped itself: the operation is complete
     kDied = 2,      // of its own accord: `status` is waitpid's
     kRefused = 3,   // by ptrace: `status` is errno
     kEndless = 4,   // it got nowhere within `most_steps` instructions
+    kGoesOn = -1,   // not told: all is as expected so far
 };
 
 }  // namespace
@@ -107,7 +108,7 @@ public:
         if (!at_syscall(syscall_) || !permit(false)) return refused();
         while (report_.instructions < plan_.most_steps) {
             if (!inside_) {
-                if (const Outcome o = fly(); o != kKilled) return o;
+                if (const Outcome o = fly(); o != kGoesOn) return o;
                 continue;
             }
             if (report_.instructions == plan_.instructions || report_.effects == plan_.effects) {
@@ -116,7 +117,7 @@ public:
             }
             const bool counts = !among(ip_, plan_.interpreter, plan_.interpreters);
             const bool calls_kernel = counts && plan_.ring && at_syscall(ip_);
-            if (const Outcome o = move(PTRACE_SINGLESTEP, SIGTRAP); o != kKilled) return o;
+            if (const Outcome o = move(PTRACE_SINGLESTEP, SIGTRAP); o != kGoesOn) return o;
             if (counts) {
                 ++report_.instructions;
                 if (plan_.ring && (changed() || calls_kernel)) ++report_.effects;
@@ -154,26 +155,26 @@ private:
         return (word & 0xffff) == kSyscall;
     }
     void look() { ip_ = user(offsetof(user_regs_struct, rip)); }
-    // Lets it go on, until it stops with the `expected` signal. => kKilled: it did. => what else happened.
+    // Lets it go on, until it stops with the `expected` signal. => kGoesOn: it did. => what else happened.
     Outcome move(__ptrace_request how, int expected) {
         if (ptrace(how, pid_, nullptr, nullptr) != 0) return refused();
         if (waitpid(pid_, &report_.status, __WALL) != pid_) return refused();
         if (!WIFSTOPPED(report_.status)) return kDied;
         look();
-        if (WSTOPSIG(report_.status) == expected) return kKilled;
+        if (WSTOPSIG(report_.status) == expected) return kGoesOn;
         if (WSTOPSIG(report_.status) == SIGSTOP) return kFinished;
         report_.ip = ip_;
         return kDied;
     }
-    // To the next native call. => kKilled: it is in one.
+    // To the next native call. => kGoesOn: it is in one.
     Outcome fly() {
-        if (const Outcome o = move(PTRACE_CONT, SIGSEGV); o != kKilled) return o;
+        if (const Outcome o = move(PTRACE_CONT, SIGSEGV); o != kGoesOn) return o;
         if (!among(ip_, plan_.native, plan_.natives)) {
             report_.ip = ip_;
             return kDied;
         }
         if (plan_.ring && !ring_ && !find_ring()) return refused();
-        return permit(true) && enter() ? kKilled : refused();
+        return permit(true) && enter() ? kGoesOn : refused();
     }
     // Makes it call mprotect(): shall it be able to execute the native module?
     bool permit(bool execute) {
