@@ -64,6 +64,11 @@ def test_a_subscriber_dies_at_every_store_and_holds_nothing_back() -> None:
 
 
 @pytest.mark.timeout(PATIENCE)
+def test_a_client_dies_and_with_it_the_broker() -> None:
+    check_all_survive(["publish-and-broker", "drop-and-broker", "read-and-broker"], 2, 3)
+
+
+@pytest.mark.timeout(PATIENCE)
 def test_a_broker_dies_at_every_store_and_another_one_goes_on() -> None:
     check_all_survive(["accept", "release", "admit", "retire"], 1, 10)
     check_all_survive(["serve", "reap-publisher", "reap-subscriber"], 3, 8)

@@ -304,4 +304,16 @@ _KINDS = (
     *(Publish, PublishFull, PublishMany, PublishVariable, Reserve, Drop, Close, Connect),
     *(Read, ReadLossy, Release, Unsubscribe, Subscribe),
 )
-CLIENT_OPERATIONS: tuple[Operation, ...] = tuple(kind() for kind in _KINDS)
+
+
+def _and_broker(operation: Operation) -> Operation:
+    operation.name += "-and-broker"
+    operation.about += "; the broker dies, too"
+    operation.new_broker = True
+    return operation
+
+
+CLIENT_OPERATIONS: tuple[Operation, ...] = (
+    *(kind() for kind in _KINDS),
+    *(_and_broker(kind()) for kind in _KINDS),
+)
