@@ -97,8 +97,10 @@ def take_over(name: RingName) -> Segment | None:
         if found.st_nlink == 0:  # somebody removed it while we were at it
             liveness.close(lock_fd)
             return None
-        # We hold the lock: nobody is making it any more.
-        if found.st_size < _core.SEGMENT_HEADER_BYTES or os.pread(lock_fd, 8, 0) == bytes(8):
+        # We hold the lock: nobody is making it any more. (With a magic of 0 and batches in it, it was
+        # damaged later: that is no reason to throw them away.)
+        magic, tail = (os.pread(lock_fd, 8, at) for at in (0, _core.SEGMENT_HEADER_BYTES))
+        if found.st_size < _core.SEGMENT_HEADER_BYTES or (magic == bytes(8) and not any(tail)):
             unlink_segment(name, found.st_ino)
             liveness.close(lock_fd)
             return None

@@ -71,6 +71,10 @@ public:
     const Recovered& recovered() const noexcept { return recovered_; }
     Peers& peers() noexcept { return peers_; }
     Gates& gates() noexcept { return gates_; }
+    struct Position {
+        u64 released, passed, head;
+    };
+    Position position() const noexcept { return {released_, passed_, head_}; }
     // CLOCK_MONOTONIC of the first batch it accepted, 0: there was none yet. Any thread.
     u64 first_accept_ns() const noexcept { return first_accept_ns_.load(std::memory_order_relaxed); }
 
@@ -176,6 +180,27 @@ public:
     // Answers subscribers that are joining.
     void admit() noexcept { gates_.admit(released_, head_); }
 
+    // Has anybody written where only the broker writes, or committed where nobody can? Each step depends on private
+    // memory alone, but who reads these words is misled: publishers may wait for ever at a `tail` that was changed.
+    // Some loads per row and ticket. => false: corruption() says what.
+    bool audit() noexcept {
+        const Control& c = ring_.control();
+        const u64 head = c.head.load(std::memory_order_relaxed), released = c.released.load(std::memory_order_relaxed);
+        const u32 state = c.state.load(std::memory_order_relaxed);
+        constexpr const char* kOther = "%" PRIu64 ": the broker has stored %" PRIu64;
+        if (corruption_) return false;
+        if (head != head_)
+            corruption_.set("control.head", kOther, head, head_);
+        else if (released != released_)
+            corruption_.set("control.released", kOther, released, released_);
+        else if (state != static_cast<u32>(BrokerState::Serving))
+            corruption_.set("control.state", "%u: the broker serves, which is %u", state,
+                            static_cast<u32>(BrokerState::Serving));
+        else if (peers_.audit(corruption_))
+            find_damage();
+        return !corruption_;
+    }
+
     // Looks for work for a few microseconds, in mode "spin"; else once. => `head` is beyond `until`.
     bool look_briefly(u64 until) noexcept {
         for (int i = 0; i < kBriefLooks; ++i) {
@@ -214,6 +239,7 @@ public:
             // In this order: who calls has given a slot back first, and who waits has asked before that or sees it.
             const bool called = c.look_around.load(std::memory_order_seq_cst) != 0;
             if (called) attend();
+            if ((called || now >= next_reap_) && !audit()) continue;
             const bool wanted = c.space_waiters.load(std::memory_order_seq_cst) != 0;
             const bool due = now >= deadline_ns || now - told_ns_ >= kNewsEveryNs;
             if (untold_ && (due || wanted || c.quota_waiters.load(std::memory_order_seq_cst))) tell();
@@ -351,11 +377,15 @@ private:
     }
     // Some word cannot be: which? `otherwise`: what to say when all words look right by now.
     [[gnu::cold]] void diagnose(const char* otherwise) noexcept {
+        find_damage();
+        if (!corruption_) corruption_.set("tickets", "ticket %" PRIu64 ": %s", head_, otherwise);
+    }
+    LogBounds find_damage() noexcept {
         Invariants invariants(ring_);
         invariants.check_structure([this](const Finding& f) {
             if (!corruption_) corruption_ = f;
         });
-        if (!corruption_) corruption_.set("tickets", "ticket %" PRIu64 ": %s", head_, otherwise);
+        return invariants.bounds();
     }
     // The end of a segment whose words make no sense: nobody uses it any more, and it stays for whoever looks into it.
     [[gnu::cold]] void quarantine() noexcept {
@@ -374,11 +404,8 @@ private:
                             static_cast<u32>(BrokerState::Quarantined));
             return false;
         }
-        Invariants invariants(ring_);
-        invariants.check_structure([this](const Finding& f) {
-            if (!corruption_) corruption_ = f;
-        });
-        if (!corruption_) recover_log(invariants.bounds());
+        const LogBounds bounds = find_damage();
+        if (!corruption_) recover_log(bounds);
         if (!corruption_) return true;
         quarantine();
         return false;
@@ -388,7 +415,7 @@ private:
         released_ = found.released;
         head_ = recovered_.head = found.head;
         recovered_.unread = head_ - released_;
-        peers_.recover();
+        if (!peers_.recover(corruption_)) return;
         Ring::Committed where;
         BatchHeader h;
         for (u64 t = released_; t < head_; ++t) {

@@ -164,6 +164,9 @@ private:
                     finding(place.name, "ticket %" PRIu64 " is committed, and %" PRIu64 " before it is not", t, hole));
             check_reference(t, e, place, wrong);
         }
+        // `tail` moves past committed tickets only (I2), and was read before them.
+        if (hole < bounds_.tail && !ticket::is_used(ring_.entry(hole).load(std::memory_order_acquire)))
+            wrong(finding("control.tail", "%" PRIu64 ": ticket %" PRIu64 " is not committed", bounds_.tail, hole));
     }
     template <class Sink>
     void check_reference(u64 t, u64 e, const Place& place, Sink&& wrong) {

@@ -13,6 +13,7 @@
 
 #include <vector>
 
+#include "invariants.hpp"
 #include "kept.hpp"
 #include "ring.hpp"
 #include "waiting.hpp"
@@ -77,6 +78,23 @@ public:
         peer.passed = batches;
         ring_.publisher(owner).released_batches.store(batches, std::memory_order_seq_cst);
         wake(owner);
+    }
+
+    // Do the rows say what the broker has told? => false: somebody else wrote there, `found` says where.
+    bool audit(Finding& found) const noexcept {
+        for (u32 i = 0; i < peers_.size() && !found; ++i) {
+            const PublisherEntry& row = ring_.publisher(i);
+            const u64 accepted = row.accepted_seq.load(std::memory_order_relaxed);
+            const u64 passed = row.released_batches.load(std::memory_order_relaxed);
+            if (accepted != peers_[i].accepted_seq)
+                wrong(found, i, "accepted_seq", accepted, "accepted", peers_[i].accepted_seq);
+            // It is free only after a reap, which forgets what came before.
+            const u32 state = row.state.load(std::memory_order_relaxed);
+            if (state == static_cast<u32>(EntryState::Free) && peers_[i].batches)
+                wrong(found, i, "state", state, "accepted", peers_[i].batches);
+            if (passed != peers_[i].passed) wrong(found, i, "released_batches", passed, "passed", peers_[i].passed);
+        }
+        return !found;
     }
 
     // --- waking ---
@@ -167,15 +185,21 @@ public:
 
     // --- restart ---
 
-    // What the rows say: up to where batches were acknowledged, and passed.
-    void recover() noexcept {
+    // What the rows say: up to where batches were acknowledged, and passed. => false: one cannot be, `found` says
+    // which.
+    bool recover(Finding& found) noexcept {
         for (u32 i = 0; i < peers_.size(); ++i) {
             const PublisherEntry& row = ring_.publisher(i);
             if (row.state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free)) continue;
             const u64 accepted = row.accepted_seq.load(std::memory_order_relaxed);
             const u64 passed = row.released_batches.load(std::memory_order_relaxed);
             peers_[i] = {accepted, std::max(accepted, passed), passed, 0};
+            // What is believed here is told the publisher. It stores this after the commit: one may be missing.
+            const u64 committed = row.committed_seq.load(std::memory_order_acquire);
+            if (accepted && accepted - 1 > committed) wrong(found, i, "accepted_seq", accepted, "committed", committed);
+            if (passed && passed - 1 > committed) wrong(found, i, "released_batches", passed, "committed", committed);
         }
+        return !found;
     }
     // A batch in the log, in the order of the tickets, `last` or not. => as record(). The last one may have been
     // accepted without its acknowledgement: `redone` is set then.
@@ -232,6 +256,13 @@ private:
         u64 first_in_log = 0;  // at the start of the broker
     };
 
+    // The first one is the one to tell.
+    static void wrong(Finding& found, u32 i, const char* name, u64 value, const char* what, u64 there_are) noexcept {
+        if (found) return;
+        char field[sizeof found.field];
+        std::snprintf(field, sizeof field, "publishers[%u].%s", i, name);
+        found.set(field, "%" PRIu64 ", but %" PRIu64 " batches are %s", value, there_are, what);
+    }
     static bool is_of(const BatchHeader& h, const PublisherEntry& row) noexcept {
         return h.publisher_id == row.publisher_id.load(std::memory_order_relaxed) &&
                h.incarnation == row.incarnation.load(std::memory_order_relaxed);

@@ -188,6 +188,7 @@ protected:
         std::memcpy(ring_.header_of(slot_), &h, sizeof h);
         if (ring_.commit(slot_, generation_) == kNoTicket) {
             state_.store(Status::Corrupt, std::memory_order_relaxed);
+            call_broker();  // it looks at all words, and tells everybody
             return Status::Corrupt;
         }
         ++committed_;

@@ -291,6 +291,7 @@ def test_the_end_comes_after_everything_was_sent(feed: Callable[..., _core.FeedC
     core = feed()
     assert core.resume(0, 10)
     publish(feed, 2)
+    feed.broker.stop()  # type: ignore[attr-defined]
     feed.broker._open_core().retire()  # type: ignore[attr-defined]
     assert [core.next()[0] for _ in range(3)] == ["batch", "batch", "end"]
 
