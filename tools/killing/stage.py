@@ -154,9 +154,10 @@ class Stage:
         """The broker does all that it can do now."""
         if self.broker is None:
             raise RuntimeError("the broker does not live here")
-        self.broker.serve(0)
-        self.broker._open_core().reap()
-        self.broker.serve(0)
+        # First of all it may look for the dead: before it accepts what they committed.
+        for _ in range(2):
+            self.broker._open_core().reap()
+            self.broker.serve(0)
 
     def memory(self) -> NDArray[np.uint8]:
         """A copy of the ring's bytes; none, if there is no ring yet."""
