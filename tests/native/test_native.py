@@ -5,25 +5,15 @@ The program has a deadline of its own and prints the ring's state when it gets n
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from sanitized import ENVIRONMENT, FLAGS, SANITIZERS
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "ring_stress.cpp"
-HEADERS = HERE.parents[1] / "embar_shm" / "_native"
-FLAGS = [
-    *("-std=c++20", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"),
-    *("-fno-sanitize-recover=all", f"-I{HEADERS}"),
-]
-SANITIZERS = {
-    # It does not know fences, and says so: the only one is in the way of lossy subscribers.
-    "threads": ["-fsanitize=thread", "-Wno-tsan"],
-    "addresses": ["-fsanitize=address,undefined"],
-}
 SECONDS = {
     "publishers": 3,
     "linger": 2,
@@ -39,13 +29,6 @@ SECONDS = {
 RACES_BY_DESIGN = {("threads", "lossy")}
 RUNS = [(s, m) for s in SANITIZERS for m in SECONDS if (s, m) not in RACES_BY_DESIGN]
 PATIENCE = 100  # the program gives up by itself before
-
-ENVIRONMENT = {
-    **os.environ,
-    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
-    "ASAN_OPTIONS": "detect_leaks=0",  # needs ptrace, which containers forbid
-}
 
 
 def run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:

@@ -46,9 +46,9 @@ def ring_in_use() -> tuple[RawRing, _core.BrokerCore, _core.PublisherCore]:
 
 
 DAMAGE = {
-    "control.head": lambda ring: HEAD,
-    "control.released": lambda ring: RELEASED,
-    "control.tail": lambda ring: TAIL,
+    "control.head": lambda _: HEAD,
+    "control.released": lambda _: RELEASED,
+    "control.tail": lambda _: TAIL,
     "publishers[0].accepted_seq": lambda ring: ring.row_at(0) + ACCEPTED_SEQ,
     "publishers[0].released_batches": lambda ring: ring.row_at(0) + RELEASED_BATCHES,
     "tickets[1]": lambda ring: ring.entry_at(1),
@@ -123,7 +123,7 @@ def test_everybody_on_a_quarantined_ring_is_told_what_was_wrong() -> None:
     assert str(ring.broker().corruption).startswith("control.state: 4")
 
 
-# --- attaching to a file that is damaged -----------------------------------------------------------
+# --- attaching to a file that is damaged ----------------------------------------------------------
 
 HEADER_FIELDS_END = _core.structs()["SegmentHeader"][1][-1][1]  # where `reserved` begins
 FREE_TO_CHANGE = ("created_unix_ns", "damage")  # nothing depends on them
@@ -197,7 +197,7 @@ def test_a_left_over_that_is_damaged_is_refused_and_stays(
                 name.path.unlink()
 
 
-# --- a broker in a process of its own ----------------------------------------------------------------
+# --- a broker in a process of its own -------------------------------------------------------------
 
 BROKER = """
 import sys
