@@ -12,6 +12,7 @@ from embar_shm.cpus import available_cpus
 from embar_shm.errors import BrokerExists, CorruptSegment
 from embar_shm.layout import Geometry
 from embar_shm.options import WAIT_MODES, choose, number, size, whole
+from embar_shm.quarantine import quarantined
 from embar_shm.segment import Segment
 from embar_shm.takeover import Recovery, differences, is_drained, take_over
 
@@ -125,9 +126,4 @@ def corrupt(segment: Segment, found: str) -> CorruptSegment:
     """The error of a broker whose ring is damaged."""
     before = segment.monitor().damage
     told = f" ({before})" if before and before != found else ""
-    return CorruptSegment(
-        f"the ring {segment.name} is damaged and quarantined: {found}{told}",
-        "some process wrote where it must not. Stop everything that uses the ring; "
-        f"'embar-shm fsck {segment.name}' shows what is wrong, "
-        f"'embar-shm clean --force {segment.name}' removes it",
-    )
+    return quarantined(segment.name, f"{found}{told}")

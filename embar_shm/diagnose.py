@@ -22,6 +22,7 @@ from embar_shm.errors import (
     WaitTimeout,
 )
 from embar_shm.layout import Geometry
+from embar_shm.quarantine import quarantined
 from embar_shm.readers import describe_slow
 from embar_shm.segment import Segment
 from embar_shm.transports.base import WouldWait
@@ -31,7 +32,6 @@ __all__ = [
     "buffer_error",
     "publisher_error",
     "publisher_timeout",
-    "quarantined",
     "table_full",
     "would_wait",
 ]
@@ -125,7 +125,7 @@ def publisher_error(core: Any, status: str, size: int) -> EmbarError:
                 _RECONNECT,
             )
         case "quarantined":
-            return quarantined(name, ring.monitor())
+            return quarantined(name, ring.monitor().damage)
         case "faulted":
             row = ring.monitor().publisher(core.index)
             fault = _FAULTS.get(row["fault"], f"fault {row['fault']}")
@@ -139,15 +139,6 @@ def publisher_error(core: Any, status: str, size: int) -> EmbarError:
                 "some process wrote where it must not; stop everything that uses this ring",
             )
     return EmbarError(f"publisher on {name}: unexpected status {status!r}")
-
-
-def quarantined(name: object, monitor: _core.Monitor) -> CorruptSegment:
-    """The error for a segment in which a broker found words that cannot be."""
-    return CorruptSegment(
-        f"the ring {name} is damaged, its broker has quarantined it: {monitor.damage}",
-        "some process wrote where it must not; stop everything that uses this ring, "
-        f"'embar-shm fsck {name}' shows what is wrong",
-    )
 
 
 def publisher_timeout(core: _core.PublisherCore, what: str, seq: int, waited: float) -> EmbarError:

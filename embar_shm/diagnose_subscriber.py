@@ -6,7 +6,7 @@ The native core calls `subscriber_error` and raises what it returns.
 from __future__ import annotations
 
 from embar_shm import _core
-from embar_shm.diagnose import RingContext, quarantined
+from embar_shm.diagnose import RingContext
 from embar_shm.errors import (
     BrokerGone,
     ClosedError,
@@ -20,6 +20,7 @@ from embar_shm.errors import (
     WaitTimeout,
 )
 from embar_shm.private_ring import PrivateRing
+from embar_shm.quarantine import quarantined
 from embar_shm.segment import Segment
 
 __all__ = ["bad_framing", "position_lost", "subscriber_error", "subscribers_full"]
@@ -56,7 +57,7 @@ def subscriber_error(core: _core.SubscriberCore, status: str, number: float) -> 
                 "connect to a new one",
             )
         case "quarantined":
-            return quarantined(name, ring.monitor())
+            return quarantined(name, ring.monitor().damage)
         case "gone":
             return BrokerGone(
                 f"the broker {name} died (its lock on the ring is free), and no other has taken "

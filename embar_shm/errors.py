@@ -135,6 +135,8 @@ class IncompatibleSegment(PeerError):
 class CorruptSegment(PeerError):
     """A control word in shared memory has a value no correct process writes."""
 
+    exit_code = 3
+
 
 class ResourceError(EmbarError):
     """The machine cannot give what was asked for, or something is already in its place."""

@@ -43,6 +43,7 @@ from embar_shm.errors import (
 )
 from embar_shm.layout import Geometry, boot_id, validated
 from embar_shm.liveness import liveness
+from embar_shm.quarantine import QUARANTINED, quarantined
 from embar_shm.units import format_size
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "open_segment",
     "prefault_memory",
     "remove_dead",
+    "truncated",
     "unlink_segment",
     "why_taken",
 ]
@@ -213,6 +215,9 @@ class Segment:
                 memory, slots = _mapped(mapped, geometry, read_only_slots)
             finally:
                 os.close(mapped)
+            monitor = _core.Monitor(memory)
+            if monitor.control()["state"] == QUARANTINED:
+                raise quarantined(name, monitor.damage)
             if not _core.is_locked(lock_fd, _core.BROKER_LOCK):
                 raise BrokerGone(
                     f"the broker of {name} is gone; it left {name.path} behind",
@@ -303,6 +308,15 @@ def open_segment(name: RingName) -> int:
         ) from None
 
 
+def truncated(name: RingName, size: int) -> IncompatibleSegment:
+    """The error for a file that is no segment, nor one that is being made."""
+    return IncompatibleSegment(
+        f"{name.path} is truncated: it has {size} bytes, a header alone "
+        f"{_core.SEGMENT_HEADER_BYTES}",
+        f"it is not ours, or somebody cut it; if nobody uses it, remove {name.path}",
+    )
+
+
 def _await_creation(name: RingName, fd: int) -> int:
     """Waits while the segment is being made; its final size in bytes."""
     begin = locked = time.monotonic()
@@ -318,11 +332,7 @@ def _await_creation(name: RingName, fd: int) -> int:
                 "its own error says why; start it again",
             )
         if 0 < size < _core.SEGMENT_HEADER_BYTES:  # it gets its whole size in one step
-            raise IncompatibleSegment(
-                f"{name.path} is truncated: it has {size} bytes, a header alone "
-                f"{_core.SEGMENT_HEADER_BYTES}",
-                f"it is not ours, or somebody cut it; if nobody uses it, remove {name.path}",
-            )
+            raise truncated(name, size)
         now = time.monotonic()
         if _core.is_locked(fd, _core.BROKER_LOCK):
             locked = now
@@ -416,8 +426,12 @@ def why_taken(name: RingName) -> tuple[str, str]:
             message, hint = access.not_ours(name.path, fd)
             return f"the name of the ring {name} is taken: {message}", hint
         alive = _core.is_locked(fd, _core.BROKER_LOCK)
+        damaged = _is_quarantined(fd)
     finally:
         os.close(fd)
+    if damaged:
+        why = quarantined(name, "its broker left it for whoever looks into it")
+        return why.message, why.hint
     if alive:
         return (
             f"a broker of {name} is running; its segment is {name.path}",
@@ -430,10 +444,17 @@ def why_taken(name: RingName) -> tuple[str, str]:
     )
 
 
+def _is_quarantined(fd: int) -> bool:
+    offsets = {name: offset for name, offset, _, _ in _core.structs()["Control"][1]}
+    state = os.pread(fd, 4, _core.SEGMENT_HEADER_BYTES + offsets["state"])
+    return int.from_bytes(state, "little") == QUARANTINED
+
+
 def remove_dead(name: RingName) -> None:
     """Unlinks a segment in which nobody is alive, if there is one. Leaves it alone otherwise.
 
-    Also anything that is no segment, or may not be opened or removed by this process.
+    Also anything that is no segment, or may not be opened or removed by this process, and one that
+    is quarantined.
     Holding the broker's lock of the old file while unlinking makes sure that of several
     processes doing this one wins, and that none unlinks the winner's new segment.
     """
@@ -444,7 +465,7 @@ def remove_dead(name: RingName) -> None:
     try:
         if os.geteuid() not in (os.fstat(fd).st_uid, 0):
             return
-        if not _core.try_lock(fd, _core.BROKER_LOCK):
+        if not _core.try_lock(fd, _core.BROKER_LOCK) or _is_quarantined(fd):
             return
         rows = range(_core.MAX_PUBLISHERS)
         if any(_core.is_locked(fd, _core.publisher_lock(row)) for row in rows):

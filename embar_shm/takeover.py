@@ -19,10 +19,20 @@ from embar_shm.address import RingName
 from embar_shm.errors import AccessDenied, BrokerExists, NoSuchBroker
 from embar_shm.layout import Geometry, validated
 from embar_shm.liveness import liveness
-from embar_shm.segment import Segment, open_segment, prefault_memory, unlink_segment, why_taken
+from embar_shm.segment import (
+    Segment,
+    open_segment,
+    prefault_memory,
+    truncated,
+    unlink_segment,
+    why_taken,
+)
 from embar_shm.units import format_size
 
 __all__ = ["Recovery", "differences", "is_drained", "take_over"]
+
+_MOMENT = 0.2  # seconds that somebody else than a broker may hold its lock
+_POLL = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +101,26 @@ def take_over(name: RingName) -> Segment | None:
         if not access.is_own(lock_fd):  # whoever made it may still read and write what is in it
             raise BrokerExists(*why_taken(name))
         access.check_left_behind(name.path, lock_fd)
-        if not _core.try_lock(lock_fd, _core.BROKER_LOCK):
+        if not _locked_soon(lock_fd):
             raise BrokerExists(*why_taken(name))
         found = os.fstat(lock_fd)
         if found.st_nlink == 0:  # somebody removed it while we were at it
             liveness.close(lock_fd)
             return None
-        # We hold the lock: nobody is making it any more. (With a magic of 0 and batches in it, it was
-        # damaged later: that is no reason to throw them away.)
+        if 0 < found.st_size < _core.SEGMENT_HEADER_BYTES:
+            raise truncated(name, found.st_size)
+        # We hold the lock: nobody is making it any more. (With a magic of 0 and batches in it, it
+        # was damaged later: that is no reason to throw them away.)
         magic, tail = (os.pread(lock_fd, 8, at) for at in (0, _core.SEGMENT_HEADER_BYTES))
-        if found.st_size < _core.SEGMENT_HEADER_BYTES or (magic == bytes(8) and not any(tail)):
+        if not any(magic) and not any(tail):
             unlink_segment(name, found.st_ino)
             liveness.close(lock_fd)
             return None
-        mapped = open_segment(name)
+        try:
+            mapped = open_segment(name)
+        except NoSuchBroker:  # removed by hand just now
+            liveness.close(lock_fd)
+            return None
         try:
             if os.fstat(mapped).st_ino != found.st_ino:
                 liveness.close(lock_fd)
@@ -121,6 +137,16 @@ def take_over(name: RingName) -> Segment | None:
     except BaseException:
         liveness.close(lock_fd)
         raise
+
+
+def _locked_soon(fd: int) -> bool:
+    """Takes the broker's lock. Those who clean up hold it, too, for a moment."""
+    give_up = time.monotonic() + _MOMENT
+    while not _core.try_lock(fd, _core.BROKER_LOCK):
+        if time.monotonic() >= give_up:
+            return False
+        time.sleep(_POLL)
+    return True
 
 
 def is_drained(segment: Segment) -> bool:

@@ -33,6 +33,7 @@ from embar_shm.net import SocketCounters, parse_endpoint
 from embar_shm.options import WAIT_MODES
 from embar_shm.participants import take_subscriber_row
 from embar_shm.protocol import Kind
+from embar_shm.quarantine import quarantined
 from embar_shm.segment import Segment
 from embar_shm.subscribe_frames import Mode, Start, Subscribe, Subscribed
 from embar_shm.transports.reading import fitting_name
@@ -332,6 +333,8 @@ class Feeds:
         match answer:
             case "yes":
                 return
+            case "quarantined":
+                raise quarantined(self._segment.name, self._segment.monitor().damage)
             case "no":
                 raise position_lost(self._segment, subscribe.ticket)
             case "timeout":

@@ -46,7 +46,9 @@ public:
             }
             if (joined == Subscriber::Joined::No) return "no";
             if (const Subscriber::Peer peer = s.peer(); peer != Subscriber::Peer::Ok)
-                return peer == Subscriber::Peer::Stopped ? "stopped" : "gone";
+                return peer == Subscriber::Peer::Quarantined ? "quarantined"
+                       : peer == Subscriber::Peer::Stopped   ? "stopped"
+                                                             : "gone";
             if (now_ns() >= deadline) return "timeout";
             nb::gil_scoped_release unlocked;
             s.wait_joined(std::min(deadline, now_ns() + kSliceNs));

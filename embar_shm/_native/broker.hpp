@@ -58,8 +58,7 @@ public:
         Control& c = ring_.control();
         c.broker_pid.store(static_cast<u32>(getpid()), std::memory_order_relaxed);
         c.epoch.store(c.epoch.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-        c.look_around.store(1, std::memory_order_relaxed);    // somebody may have joined or left meanwhile
-        c.space_waiters.store(1, std::memory_order_relaxed);  // the broker before may have taken it back for a moment
+        c.look_around.store(1, std::memory_order_relaxed);  // somebody may have joined or left meanwhile
         c.state.store(static_cast<u32>(BrokerState::Serving), std::memory_order_seq_cst);
         peers_.rouse_all();
         gates_.rouse_all();

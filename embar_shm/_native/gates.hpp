@@ -171,6 +171,8 @@ private:
     void clear(u32 i) noexcept {
         SubscriberEntry& row = ring_.subscriber(i);
         rows_[i] = Row{};
+        // From here on the row says nothing any more, but that it is to be cleared.
+        row.state.store(static_cast<u32>(SubscriberState::Closed), std::memory_order_release);
         for (auto* w : {&row.pid, &row.mode, &row.start}) w->store(0, std::memory_order_relaxed);
         for (auto* w : {&row.start_ticket, &row.attached_ns, &row.remote_id, &row.remote_incarnation, &row.cursor,
                         &row.next, &row.moved_ns, &row.batches, &row.messages, &row.payload_bytes, &row.lost,

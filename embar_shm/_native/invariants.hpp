@@ -2,9 +2,8 @@
 //
 //   check_structure   control words, ticket entries, and the slot words they refer to: what a broker relies on. It does
 //                     not go on without.
-//   check_contents    slots that nobody will free, rows of the tables, headers of accepted batches: what one
-//   participant
-//                     damaged, and a broker can live with
+//   check_contents    slots that nobody will free, rows of the tables, headers of accepted batches: what
+//                     one participant damaged, and a broker can live with
 //
 // Both only read. Who keeps the broker from moving (it holds the broker's lock, or is the broker) finds nothing in a
 // sound ring, even while publishers publish. Beside a living broker words change between two looks: what such a look

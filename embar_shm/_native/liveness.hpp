@@ -1,10 +1,10 @@
 // Who is alive: open-file-description byte-range locks on the segment's own file (fcntl(2), F_OFD_SETLK).
 //
 // Byte 0 is the broker's, byte 1 + i belongs to row i of the publishers table, 2048 + i to row i of the
-// subscribers'. The kernel drops a lock when
-// the last descriptor of the holder's open file description is closed, which at a process's death comes after
-// its memory is gone: once a lock can be had, its former holder stores nothing any more. No timeouts, no pid
-// reuse; works across PID namespaces. (Plain POSIX locks would be lost by any close() of the file.)
+// subscribers'. The kernel drops a lock when the last descriptor of the holder's open file description is closed, which
+// at a process's death comes after its memory is gone: once a lock can be had, its former holder stores nothing any
+// more. No timeouts, no pid reuse; works across PID namespaces. (Plain POSIX locks would be lost by any close() of the
+// file.)
 #pragma once
 
 #include <fcntl.h>
@@ -58,8 +58,8 @@ public:
     // `lock_fd` -1: a plain buffer, where nobody is ever found dead.
     BrokerWatch(int lock_fd, std::uint64_t patience_ns) noexcept : lock_fd_(lock_fd), patience_ns_(patience_ns) {}
 
-    // Asks the kernel, about 0.5 us.
-    bool gone() noexcept {
+    // Asks the kernel, about 0.5 us. `epoch`: of the ring (Control), which tells one broker's absence from the next's.
+    bool gone(std::uint32_t epoch) noexcept {
         if (lock_fd_ < 0) return false;
         if (holder(lock_fd_, kBrokerLock) != Liveness::Gone) {
             since_.store(0, std::memory_order_relaxed);
@@ -68,6 +68,7 @@ public:
         struct stat file;
         if (fstat(lock_fd_, &file) == 0 && file.st_nlink == 0) return true;
         const std::uint64_t now = now_ns();
+        if (epoch_.exchange(epoch, std::memory_order_relaxed) != epoch) since_.store(0, std::memory_order_relaxed);
         std::uint64_t since = 0;  // of several threads the first sets it
         since_.compare_exchange_strong(since, now, std::memory_order_relaxed);
         return now - (since ? since : now) >= patience_ns_;
@@ -77,6 +78,7 @@ private:
     int lock_fd_;
     std::uint64_t patience_ns_;
     std::atomic<std::uint64_t> since_{0};  // when it was first seen to be gone
+    std::atomic<std::uint32_t> epoch_{0};  // at that time
 };
 
 }  // namespace embar

@@ -114,8 +114,11 @@ public:
     void rouse_all() noexcept {
         for (u32 i = 0; i < peers_.size(); ++i) {
             PublisherEntry& row = ring_.publisher(i);
-            if (row.state.load(std::memory_order_acquire) != static_cast<u32>(EntryState::Free))
-                wake_whoever_sleeps(row.event, row.sleeping);
+            if (row.state.load(std::memory_order_acquire) == static_cast<u32>(EntryState::Free)) continue;
+            // Whoever begins to wait after this look sets both words itself, this one first.
+            if (row.wants_any_slot.load(std::memory_order_seq_cst))
+                ring_.control().space_waiters.store(1, std::memory_order_seq_cst);
+            wake_whoever_sleeps(row.event, row.sleeping);
         }
     }
     // One slot came free, one waiter is woken; one that is awake looks for itself and does not count. The flag
@@ -273,6 +276,8 @@ private:
         row.fault.store(static_cast<u32>(fault), std::memory_order_seq_cst);  // seq_cst: an eventcount's condition
     }
     static void clear(PublisherEntry& row) noexcept {
+        // From here on the row says nothing any more, but that it is to be cleared.
+        row.state.store(static_cast<u32>(EntryState::Closed), std::memory_order_release);
         row.pid.store(0, std::memory_order_relaxed);
         for (auto* w : {&row.publisher_id, &row.incarnation, &row.attached_ns, &row.accepted_seq, &row.released_batches,
                         &row.accepted_messages, &row.accepted_bytes, &row.fault_seq, &row.committed_seq, &row.messages,

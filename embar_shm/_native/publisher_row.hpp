@@ -137,7 +137,7 @@ public:
     Status peer_status() noexcept {
         if (refused()) return Status::Faulted;
         if (no_more_acks()) return ended();
-        return broker_.gone() ? Status::BrokerGone : Status::Ok;
+        return broker_.gone(ring_.control().epoch.load(std::memory_order_relaxed)) ? Status::BrokerGone : Status::Ok;
     }
 
     // --- looking ---

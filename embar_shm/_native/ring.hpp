@@ -43,26 +43,26 @@
 //   entry, commit      CAS seq_cst       accept's look, acquire: it reads what the publisher wrote; else a torn batch
 //                                        [commit-accept]. seq_cst: also a condition, see below [commit-wakes]
 //   slot, release      store seq_cst     claim's CAS, acquire: the next owner writes after the broker has read; else
-//   the
-//                                        broker reads the next batch's bytes [release-claim]. And it finds its entry
-//                                        recycled, as that is stored before: commit never waits [next-lap]
+//                                        the broker reads the next batch's bytes [release-claim]. And it finds its
+//                                        entry recycled, as that is stored before: commit never waits [next-lap]
 //   slot, give back    store seq_cst     the same between two publishers [give-back-claim]
-//   slot, claim        fence release     the fence in Subscriber::take(): a lossy copy with a byte of the next owner
-//   sees
-//                                        that the entry has changed; else a mixture of two batches [lossy-copy]
+//   slot, claim        fence release     the fence in Subscriber::take(): a lossy copy with a byte of the next
+//                                        owner sees that the entry has changed; else a mixture of two batches
+//                                        [lossy-copy]
 //   tail, help         CAS acq_rel       commit's load, acquire: who sees t + 1 sees entry t. The entry's own CAS
-//   decides, so
-//                                        a stale or early value costs another try, never a ticket [two-commits]
+//                                        decides, so a stale or early value costs another try, never a ticket
+//                                        [two-commits]
 //   entry, refuse      or, relaxed       ordered by the store of `head` behind it [refused-take]
 //   head               store release     take's load, seq_cst: entry, header and bytes of all tickets below, the
-//   publisher's
-//                                        own writes included, through the broker; else a torn batch [head-take]
+//                                        publisher's own writes included, through the broker; else a torn batch
+//                                        [head-take]
 //   subscriber.cursor  store seq_cst     Gates::lowest(): its last reads come before the slot is free [cursor-release]
 //   *.state, Closed    store release     reap's load, acquire: the leaver's last reads and writes come before
 //                                        [leave-reap, leave-release]; after a death the kernel's lock does that
 //                                        [death-reap]
 //   *.state, Free      store release     the load of whoever takes the row, acquire: his words are not cleared
-//   [row-again] subscriber.state   release, seq_cst  admit() reads the request, the subscriber its answer [join-admit]
+//                                        [row-again]
+//   subscriber.state   release, seq_cst  admit() reads the request, the subscriber its answer [join-admit]
 //   accepted_seq       store seq_cst     wait_acked(): only a condition, as it is read for its own value [ack-wakes]
 //   released_batches   store seq_cst     in_flight(): the slot was freed before, so a claim finds it [quota-told]
 //   fault              store seq_cst     refused(): with it `fault_seq` [fault-told]

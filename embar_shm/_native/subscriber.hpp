@@ -222,7 +222,7 @@ public:
     Peer peer() noexcept {
         if (state_of_broker() == static_cast<u32>(BrokerState::Quarantined)) return Peer::Quarantined;
         if (stopped()) return Peer::Stopped;
-        return broker_.gone() ? Peer::Gone : Peer::Ok;
+        return broker_.gone(ring_.control().epoch.load(std::memory_order_relaxed)) ? Peer::Gone : Peer::Ok;
     }
     // A sole consumer's feeder: nothing more will come. Any thread.
     void end() noexcept {

@@ -62,7 +62,7 @@ def connection_options(command: _Command) -> _Command:
             metavar="SECONDS",
             default="5",
             show_default=True,
-            help="shm: how long to wait for a broker that died to be started again.",
+            help="How long to wait for a broker that died to be started again.",
         ),
         click.option(
             "--token-file",

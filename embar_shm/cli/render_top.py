@@ -63,6 +63,7 @@ def _rings(found: Activity) -> Table:
             *("missed", "slowest subscriber"),
         ),
     )
+    listed.columns[0].no_wrap = True  # on a narrow terminal the figures give way, not the name
     for ring in found.rings:
         state = ring.state if ring.broker_alive else f"{ring.state}, dead"
         listed.add_row(
@@ -91,6 +92,7 @@ def _participants(found: Activity) -> Table:
             *("lost/s", "missed"),
         ),
     )
+    listed.columns[0].no_wrap = True
     for ring in found.rings:
         for one in ring.participants:
             publishes = one.kind == "publisher"

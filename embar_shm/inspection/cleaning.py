@@ -130,6 +130,13 @@ def _obstacle(segment: OpenSegment, seen: SegmentView, force: bool) -> str | Non
             *([f"{_batches(log.unread)} that nobody is known to have read"] if log.unread else []),
             *([f"{_batches(log.unaccepted)} not accepted"] if log.unaccepted else []),
         ]
+        absent = [p.remote and p.state == "active" for p in seen.ring.publishers].count(True)
+        absent += [s.remote and s.state == "active" for s in seen.ring.subscribers].count(True)
+        if absent and not left:
+            return (
+                f"{absent} participants on a network will come back to it: start the broker again, "
+                "or give them up with --force"
+            )
         if left:
             return (
                 f"it has {' and '.join(left)}: start the broker again, or give them up with --force"

@@ -218,11 +218,16 @@ def _holder_of(segment: OpenSegment, ring: RingView, title: str) -> Holder:
 
 
 def _end(pidfd: int, agreed: Plan, grace: float) -> list[str]:
-    """SIGTERM, and SIGKILL after the grace; returns when the process has ended."""
+    """SIGTERM, and SIGKILL after the grace; returns when the process has ended.
+
+    A broker is killed at once, and the next one goes on with its ring: told to end, it would
+    unlink it.
+    """
     sent: list[str] = []
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)  # readable from its end on
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIME)):
+    ways = ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIME))
+    for number, patience in ways[1:] if "broker" in agreed.rows else ways:
         try:
             signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:

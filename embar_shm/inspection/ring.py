@@ -188,7 +188,7 @@ def _subscribers(monitor: _core.Monitor, fd: int, now: int, head: int) -> Iterat
             name=row["name"],
             pid=row["pid"],
             alive=_core.is_locked(fd, _core.subscriber_lock(index)),
-            remote=bool(row["remote_id"]),
+            remote=bool(row["remote_id"] or row["remote_incarnation"]),
             state=row["state"],
             mode=row["mode"],
             attached_seconds=_since(row["attached_ns"], now),

@@ -226,7 +226,7 @@ def _participant(
         name="" if publishes else row["name"],
         pid=row["pid"],
         alive=alive,
-        remote=bool(row["remote"] if publishes else row["remote_id"]),
+        remote=bool(row["remote"] if publishes else row["remote_incarnation"]),
         batches_per_second=rate.of("committed_seq" if publishes else "batches"),
         messages_per_second=rate.of("messages"),
         bytes_per_second=rate.of("payload_bytes"),

@@ -1,8 +1,8 @@
 """One broker in a process of `supervisor` (``python -m embar_shm.service.child``).
 
 Reads its configuration, a JSON object, from stdin and then tells what happens as JSON objects, one
-a line, on stdout: the methods of `Audience`, and the error that ended it. Ends on SIGTERM, and when
-its parent is gone.
+a line, on stdout: the methods of `Audience`, and the error that ended it. Ends on SIGTERM in good
+order; when its parent is killed so is it, and its ring stays for the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["main"]
 def main() -> None:
     """Is what it reads."""
     spec = json.load(sys.stdin)
-    _core.die_with_parent(spec["parent"], signal.SIGTERM)
+    # Not in good order: that would unlink the ring. It stays, for whoever starts the brokers again.
+    _core.die_with_parent(spec["parent"], signal.SIGKILL)
     config = BrokerConfig.model_validate(spec["config"])
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{config.name}: %(message)s")
     try:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Audience", "Report", "serve"]
 
-_LOOK_EVERY = 0.02  # seconds between two looks for the first batch
+_LOOK_EVERY = 0.02  # seconds between two looks for the first batch, in the beginning
+_LOOK_EVERY_LATER = 1.0
 _START_TIME = 19  # in /proc/self/stat, behind the name: field 22 of proc(5)
 
 
@@ -156,9 +157,10 @@ def _serve_until_first_accept(
     broker: Broker, audience: Audience, period: float | None, stop: StopSignals
 ) -> None:
     """Tells when the ring that was taken over gets on."""
-    recovery, told = broker.recovery, time.monotonic()
+    recovery, told, pause = broker.recovery, time.monotonic(), _LOOK_EVERY
     while stop.asked is None and recovery is not None:
-        broker.serve(_LOOK_EVERY)
+        broker.serve(pause)
+        pause = min(2 * pause, _LOOK_EVERY_LATER)  # nobody may publish for days
         if (first := broker.first_accept) is not None:
             audience.goes_on(broker.name, first - recovery.began, first - _process_start())
             return

@@ -385,6 +385,15 @@ def test_a_segment_whose_creator_died_before_it_was_complete_is_made_anew(name: 
         assert new.recovery is None
 
 
+def test_a_file_that_is_no_segment_is_left_alone(name: str) -> None:
+    path = RingName.parse(name).path
+    path.write_bytes(b"precious")
+    path.chmod(0o600)
+    with pytest.raises(es.IncompatibleSegment, match="is truncated: it has 8 bytes"):
+        es.Broker.open_or_recover(name)
+    assert path.read_bytes() == b"precious"
+
+
 def test_a_damaged_ring_is_quarantined_and_stays(name: str) -> None:
     with broker(name) as first:
         first.expect("new")

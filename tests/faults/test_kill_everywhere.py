@@ -55,28 +55,30 @@ def check_all_survive(operations: list[str], stride: int, least: int) -> None:
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_publisher_dies_at_every_store_and_nobody_else_notices() -> None:
-    check_all_survive(["publish", "publish-variable", "reserve", "drop", "close"], 1, 10)
+    check_all_survive(["publish"], 1, 10)
+    check_all_survive(["publish-variable", "reserve", "drop", "close"], 4, 2)
 
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_subscriber_dies_at_every_store_and_holds_nothing_back() -> None:
-    check_all_survive(["read", "read-lossy", "read-release", "unsubscribe"], 1, 3)
+    check_all_survive(["read", "read-release"], 1, 3)
+    check_all_survive(["read-lossy", "unsubscribe"], 3, 1)
 
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_client_dies_and_with_it_the_broker() -> None:
-    check_all_survive(["publish-and-broker", "drop-and-broker", "read-and-broker"], 2, 3)
+    check_all_survive(["publish-and-broker", "drop-and-broker", "read-and-broker"], 5, 1)
 
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_broker_dies_at_every_store_and_another_one_goes_on() -> None:
-    check_all_survive(["accept", "release", "admit", "retire"], 1, 10)
-    check_all_survive(["serve", "reap-publisher", "reap-subscriber"], 3, 8)
+    check_all_survive(["accept", "release"], 1, 10)
+    check_all_survive(["admit", "retire", "serve", "reap-publisher", "reap-subscriber"], 7, 2)
 
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_broker_dies_while_it_recovers_what_a_dead_one_left() -> None:
-    check_all_survive(["recover-accept@6", "recover-release@2", "recover-reap-publisher@30"], 5, 3)
+    check_all_survive(["recover-accept@6", "recover-release@2", "recover-reap-publisher@30"], 12, 1)
 
 
 BROKEN = """

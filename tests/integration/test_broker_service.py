@@ -268,13 +268,33 @@ def test_when_one_is_stopped_alone_that_is_a_failure(cluster: str, file: str) ->
     assert leftovers(cluster) == []
 
 
-def test_when_the_parent_is_killed_the_brokers_end_in_good_order(cluster: str, file: str) -> None:
+def test_when_the_parent_is_killed_the_next_one_goes_on_with_all_rings(
+    cluster: str, file: str
+) -> None:
+    address = f"shm://{cluster}/0"
     with running(file) as (process, _):
+        publisher = es.Publisher.connect(address, timeout=60, restart_timeout=60)
+        subscriber = es.Subscriber.connect(address, timeout=60, restart_timeout=60)
+        publisher.publish(b"before")
+        publisher.wait_acked()
         brokers = children(process)
         process.kill()
         process.communicate(timeout=60)
         psutil.wait_procs(brokers, timeout=30)
-        wait_until(lambda: leftovers(cluster) == [], "the rings are gone")
+        assert len(leftovers(cluster)) == 2
+    with running(file) as (process, found):
+        assert [found[f"{cluster}/{n}"]["recovered"]["epoch"] for n in range(2)] == [2, 2]
+        publisher.publish(b"after")
+        publisher.wait_acked()
+        publisher.close()
+        assert [bytes(m) for _ in range(2) for m in subscriber.next().messages()] == [
+            b"before",
+            b"after",
+        ]
+        subscriber.close()
+        process.terminate()
+        assert ended(process)[0] == 0
+    assert leftovers(cluster) == []
 
 
 # --- the service manager --------------------------------------------------------------------------

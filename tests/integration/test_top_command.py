@@ -57,6 +57,7 @@ def test_counters_become_rates(
         for _ in range(2):
             with sub.next(timeout=30):
                 pass
+        wait_until(lambda: broker.stats().in_flight == 2, "the broker has released what was read")
         after = looked(name)
         ring = rates(before, after)
         seconds = after[0].at - before[0].at
@@ -233,7 +234,7 @@ class Terminal:
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=self._theirs,
-            env=clean_environment({"TERM": "xterm"}),
+            env=clean_environment({"TERM": "xterm", "COLUMNS": "160", "LINES": "30"}),
             start_new_session=True,
         )
         self.output = ""
@@ -245,7 +246,10 @@ class Terminal:
         return self.output
 
     def shows(self, text: str) -> None:
-        wait_until(lambda: text in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.read()), text)
+        try:
+            wait_until(lambda: text in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.read()), text)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the terminal shows {self.output[-2000:]!r}") from None
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())

@@ -32,7 +32,7 @@ HIERARCHY = {
     "ProtocolError": (errors.PeerError, Exception, 1),
     "AccessDenied": (errors.PeerError, Exception, 1),
     "IncompatibleSegment": (errors.PeerError, Exception, 1),
-    "CorruptSegment": (errors.PeerError, Exception, 1),
+    "CorruptSegment": (errors.PeerError, Exception, 3),
     "ResourceError": (EmbarError, Exception, 1),
     "NoSuchBroker": (errors.ResourceError, Exception, 1),
     "BrokerExists": (errors.ResourceError, Exception, 1),

@@ -13,6 +13,7 @@ from raw_ring import (
     NEWS,
     RELEASED,
     ROW_EVENT,
+    ROW_WANTS_ANY_SLOT,
     SPACE_WAITERS,
     TAIL,
     VARIABLE,
@@ -257,9 +258,19 @@ def test_a_pass_that_was_never_told_is_told_although_the_log_is_empty() -> None:
 
 def test_a_restart_looks_for_who_waits_for_a_slot_whatever_the_flag_says() -> None:
     ring, _ = accepted_ring(1)
-    ring.set_u32(SPACE_WAITERS, 0)
+    ring.set_u32(ring.row_at(0) + ROW_WANTS_ANY_SLOT, 1)
     ring.broker()
     assert ring.u32(SPACE_WAITERS) == 1
+
+
+def test_a_restart_keeps_what_is_retained_while_nobody_waits_for_a_slot() -> None:
+    ring = RawRing(slots=2)
+    broker, publisher = ring.broker(retain=2), ring.publisher(quota=2)
+    commit_batches(publisher, 2)
+    assert broker.serve(0.0) == "timeout"
+    broker = ring.broker(retain=2)
+    assert broker.serve(0.0) == "timeout"
+    assert ring.u64(RELEASED) == 0
 
 
 def test_a_restart_wakes_everybody_whatever_their_flags_say() -> None:
@@ -404,7 +415,7 @@ def test_a_ticket_that_cannot_be_is_named_and_the_ring_quarantined(entry: int) -
     assert broker.corruption.startswith("tickets[")
     assert broker.corruption == ring.monitor().damage
     assert ring.u32(BROKER_STATE) == QUARANTINED
-    with pytest.raises(es.CorruptSegment, match=r"quarantined it: tickets\["):
+    with pytest.raises(es.CorruptSegment, match=r"quarantined: tickets\["):
         commit_batches(publisher)
     again = ring.broker()
     assert again.corruption == "control.state: 4: a broker has quarantined it"
@@ -418,7 +429,7 @@ def test_a_subscriber_of_a_quarantined_ring_is_told_so_and_does_not_just_end() -
     commit_batches(publisher)
     ring.set_u64(ring.entry_at(0), used_entry(3, 0, 0))
     assert broker.serve(None) == "corrupt"
-    with pytest.raises(es.CorruptSegment, match=r"quarantined it: tickets\[0\]"):
+    with pytest.raises(es.CorruptSegment, match=r"quarantined: tickets\[0\]"):
         reader.next(timeout=0)
 
 
