@@ -20,7 +20,7 @@ from embar_shm.inspection import files, fsck
 from embar_shm.inspection.copies import Words
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
-from embar_shm.testing import Child
+from embar_shm.testing import Child, wait_until
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 from programs import BUSY
@@ -222,7 +222,7 @@ def test_a_ring_at_full_speed_is_sound(
         seen = broker.stats().batches
         for _ in range(5):
             assert checked(command, broker.segment.name)["findings"] == []
-        assert broker.stats().batches > seen
+        wait_until(lambda: broker.stats().batches > seen, "the ring is in use")
 
 
 def test_damage_beside_a_broker_at_full_speed_is_found(
