@@ -451,7 +451,7 @@ def sent_three(there: Dying) -> None:
     with Peer.connect(there.address) as peer:
         peer.subscribe(replace(SUBSCRIBE, credit=3))
         publish(there.address, 4)
-        # Its goodbye is answered first: killed before the row is free, the next broker would keep it.
+        # Its goodbye is answered first: the next broker would keep a row that is not free yet.
         monitor = there.look().monitor()
         wait_until(lambda: monitor.publisher(0)["state"] == "free", "the publisher's row is free")
         assert [peer.delivery()[0] for _ in range(3)] == [0, 1, 2]
