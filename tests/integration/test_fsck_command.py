@@ -225,11 +225,10 @@ def test_a_ring_at_full_speed_is_sound(
         wait_until(lambda: broker.stats().batches > seen, "the ring is in use")
 
 
-def test_damage_beside_a_broker_at_full_speed_is_found(
-    command: Command, make_broker: Callable[..., es.Broker], run_child: Callable[..., Child]
+def test_damage_beside_a_broker_is_found(
+    command: Command, make_broker: Callable[..., es.Broker]
 ) -> None:
     broker = make_broker("0", slots=4).start()
-    run_child(BUSY, broker.address).expect("publishing")
     g, memory = broker.segment.geometry, broker.segment.memory
     spare = g.publishers_offset + 5 * _core.structs()["PublisherEntry"][0]
     fd = os.open(broker.segment.name.path, os.O_RDWR)
