@@ -34,7 +34,6 @@ VERDICTS: Final[dict[Verdict, str]] = {
 }
 """Every verdict, and what it means."""
 
-_LOG: Final = ("control.", "tickets")  # findings about it end the look at a copy
 _LOOKS: Final = 6  # copies in which a finding has to be there
 _APART: Final = 0.02  # seconds between them: a broker accepts hundreds of batches meanwhile
 _COPIES: Final = 50  # tries to copy a ring between two steps of its broker
@@ -150,20 +149,16 @@ def _in_header(segment: OpenSegment) -> list[Finding]:
 
 def _in_words(segment: OpenSegment) -> tuple[list[Finding], int]:
     """What every one of several copies has, and how many were looked at. Raises `Cut`."""
-    log: dict[str, str] = {}
-    tables: dict[str, str] | None = None  # None: no copy was looked at that far
+    last: dict[str, str] = {}
     for look in range(_LOOKS):
         if look:
             time.sleep(_APART)
         found = dict(_core.check_ring(_still_copy(segment).memory))
-        of_log = {field: text for field, text in found.items() if field.startswith(_LOG)}
         # By the field alone: at work, the values that do not fit together are others each time.
-        log = of_log if look == 0 else {f: text for f, text in of_log.items() if f in log}
-        if not of_log:
-            tables = found if tables is None else {f: t for f, t in found.items() if f in tables}
-        if not log and tables == {}:
+        last = found if look == 0 else {f: text for f, text in found.items() if f in last}
+        if not last:
             return [], look + 1
-    return [_finding(field, text) for field, text in (log | (tables or {})).items()], _LOOKS
+    return [_finding(field, text) for field, text in last.items()], _LOOKS
 
 
 def _still_copy(segment: OpenSegment) -> Words:
