@@ -48,6 +48,7 @@ from embar_shm.units import format_size
 
 __all__ = [
     "Segment",
+    "map_checked",
     "not_enough_space",
     "open_segment",
     "prefault_memory",
@@ -205,16 +206,9 @@ class Segment:
         try:
             access.check_trusted(name.path, lock_fd, group)
             size = _await_creation(name, lock_fd)
-            mapped = open_segment(name)
-            try:
-                inode = os.fstat(mapped).st_ino
-                if inode != os.fstat(lock_fd).st_ino:
-                    raise BrokerGone(f"the broker of {name} was replaced just now", "connect again")
-                with mmap.mmap(mapped, min(size, mmap.PAGESIZE), prot=mmap.PROT_READ) as header:
-                    geometry = validated(name, header, size)
-                memory, slots = _mapped(mapped, geometry, read_only_slots)
-            finally:
-                os.close(mapped)
+            memory, slots, geometry = map_checked(
+                name, lock_fd, size, read_only_slots=read_only_slots
+            )
             monitor = _core.Monitor(memory)
             if monitor.control()["state"] == QUARANTINED:
                 raise quarantined(name, monitor.damage)
@@ -231,7 +225,7 @@ class Segment:
         except BaseException:
             liveness.close(lock_fd)
             raise
-        return cls(name, memory, geometry, lock_fd, inode, slots)
+        return cls(name, memory, geometry, lock_fd, os.fstat(lock_fd).st_ino, slots)
 
     @property
     def address(self) -> RingAddress:
@@ -270,6 +264,26 @@ class Segment:
     def after_fork_in_child(self) -> None:
         """The lock's descriptor is closed already: a child must not keep its parent alive."""
         self.lock_fd = -1
+
+
+def map_checked(
+    name: RingName, lock_fd: int, size: int, *, read_only_slots: bool = False
+) -> tuple[mmap.mmap, mmap.mmap | None, Geometry]:
+    """Maps the file of `lock_fd`, through another description, after checking its header.
+
+    The slots are the second value, where they are mapped apart (`read_only_slots`). Raises
+    `NoSuchBroker` and `BrokerGone` when the name is gone, or another file's by now, and
+    `IncompatibleSegment`.
+    """
+    mapped = open_segment(name)
+    try:
+        if os.fstat(mapped).st_ino != os.fstat(lock_fd).st_ino:
+            raise BrokerGone(f"the broker of {name} was replaced just now", "connect again")
+        with mmap.mmap(mapped, min(size, mmap.PAGESIZE), prot=mmap.PROT_READ) as header:
+            geometry = validated(name, header, size)
+        return *_mapped(mapped, geometry, read_only_slots), geometry
+    finally:
+        os.close(mapped)
 
 
 def _mapped(

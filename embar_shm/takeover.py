@@ -7,20 +7,21 @@ want to be the next one the first gets it. What is in the ring is recovered nati
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from embar_shm import _core, access
 from embar_shm.address import RingName
-from embar_shm.errors import AccessDenied, BrokerExists, NoSuchBroker
-from embar_shm.layout import Geometry, validated
+from embar_shm.errors import AccessDenied, BrokerExists, BrokerGone, NoSuchBroker
+from embar_shm.layout import Geometry
 from embar_shm.liveness import liveness
 from embar_shm.segment import (
     Segment,
+    map_checked,
     open_segment,
     prefault_memory,
     truncated,
@@ -41,9 +42,7 @@ class Recovery:
 
     epoch: int  # how many brokers the ring has had, this one included
     accepted: int  # batches that are in the log
-    unread: (
-        int  # of them still in the ring, because somebody has not read them or they are retained
-    )
+    unread: int  # of them still in the ring: not read by somebody, or retained
     unaccepted: int  # batches that were committed meanwhile, and are accepted from now on
     publishers: int  # that are connected, those on a network included
     subscribers: int
@@ -97,46 +96,37 @@ def take_over(name: RingName) -> Segment | None:
         return None
     except AccessDenied as error:
         raise BrokerExists(*why_taken(name)) from error
+    segment = None
     try:
-        if not access.is_own(lock_fd):  # whoever made it may still read and write what is in it
-            raise BrokerExists(*why_taken(name))
-        access.check_left_behind(name.path, lock_fd)
-        if not _locked_soon(lock_fd):
-            raise BrokerExists(*why_taken(name))
-        found = os.fstat(lock_fd)
-        if found.st_nlink == 0:  # somebody removed it while we were at it
+        with suppress(NoSuchBroker, BrokerGone):  # it was removed just now, or replaced
+            segment = _taken(name, lock_fd)
+    finally:
+        if segment is None:
             liveness.close(lock_fd)
-            return None
-        if 0 < found.st_size < _core.SEGMENT_HEADER_BYTES:
-            raise truncated(name, found.st_size)
-        # We hold the lock: nobody is making it any more. (With a magic of 0 and batches in it, it
-        # was damaged later: that is no reason to throw them away.)
-        magic, tail = (os.pread(lock_fd, 8, at) for at in (0, _core.SEGMENT_HEADER_BYTES))
-        if not any(magic) and not any(tail):
-            unlink_segment(name, found.st_ino)
-            liveness.close(lock_fd)
-            return None
-        try:
-            mapped = open_segment(name)
-        except NoSuchBroker:  # removed by hand just now
-            liveness.close(lock_fd)
-            return None
-        try:
-            if os.fstat(mapped).st_ino != found.st_ino:
-                liveness.close(lock_fd)
-                return None  # somebody else has removed it and made a new one
-            with mmap.mmap(
-                mapped, min(found.st_size, mmap.PAGESIZE), prot=mmap.PROT_READ
-            ) as header:
-                geometry = validated(name, header, found.st_size)
-            memory = mmap.mmap(mapped, geometry.total_bytes)
-        finally:
-            os.close(mapped)
-        prefault_memory(memory)
-        return Segment(name, memory, geometry, lock_fd, found.st_ino)
-    except BaseException:
-        liveness.close(lock_fd)
-        raise
+    return segment
+
+
+def _taken(name: RingName, lock_fd: int) -> Segment | None:
+    """As `take_over`. `lock_fd` is the segment's, or the caller's to close."""
+    if not access.is_own(lock_fd):  # whoever made it may still read and write what is in it
+        raise BrokerExists(*why_taken(name))
+    access.check_left_behind(name.path, lock_fd)
+    if not _locked_soon(lock_fd):
+        raise BrokerExists(*why_taken(name))
+    found = os.fstat(lock_fd)
+    if found.st_nlink == 0:  # somebody removed it while we were at it
+        return None
+    if 0 < found.st_size < _core.SEGMENT_HEADER_BYTES:
+        raise truncated(name, found.st_size)
+    # We hold the lock: nobody is making it any more. (With a magic of 0 and batches in it, it was
+    # damaged later: that is no reason to throw them away.)
+    magic, tail = (os.pread(lock_fd, 8, at) for at in (0, _core.SEGMENT_HEADER_BYTES))
+    if not any(magic) and not any(tail):
+        unlink_segment(name, found.st_ino)
+        return None
+    memory, _, geometry = map_checked(name, lock_fd, found.st_size)
+    prefault_memory(memory)
+    return Segment(name, memory, geometry, lock_fd, found.st_ino)
 
 
 def _locked_soon(fd: int) -> bool:

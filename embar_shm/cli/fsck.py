@@ -34,13 +34,7 @@ def fsck_command(names: tuple[str, ...], everything: bool, as_json: bool) -> Non
     found = [files.ring_named(name) for name in names]
     if everything:
         found = [file for file in files.segment_files() if file.ring is not None]
-    done = []
-    for file in found:
-        checked = check(file)
-        if checked is not None:
-            done.append(checked)
-        elif names:
-            raise files.no_such_segment(file)
+    done = files.looked_at(found, check, named=bool(names))
     if as_json:
         listed = [checked.as_json() for checked in done]
         click.echo(json.dumps({"schema": _SCHEMA, "segments": listed}, indent=2))

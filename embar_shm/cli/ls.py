@@ -26,13 +26,7 @@ def ls_command(names: tuple[str, ...], as_json: bool) -> None:
     who holds its lock in the kernel. Looks only: changes nothing, and costs the brokers nothing.
     """
     found = files.segment_files() if not names else [files.ring_named(name) for name in names]
-    segments = []
-    for file in found:
-        segment = examine(file)
-        if segment is not None:
-            segments.append(segment)
-        elif names:
-            raise files.no_such_segment(file)
+    segments = files.looked_at(found, examine, named=bool(names))
     if as_json:
         listed = [segment.as_json() for segment in segments]
         click.echo(json.dumps({"schema": _SCHEMA, "segments": listed}, indent=2))

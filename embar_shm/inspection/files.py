@@ -10,8 +10,10 @@ import os
 import pwd
 import stat
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from embar_shm.address import SHM_DIRECTORY, RingAddress, RingName, existing_rings
 from embar_shm.errors import ConfigurationError, NoSuchBroker, ResourceError
@@ -20,12 +22,14 @@ from embar_shm.inspection.text import printable
 __all__ = [
     "Facts",
     "SegmentFile",
+    "looked_at",
     "no_such_segment",
     "ring_named",
     "segment_files",
     "user_name",
 ]
 
+_Seen = TypeVar("_Seen")
 _PREFIX = "embar."
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -117,6 +121,23 @@ def ring_named(text: str) -> SegmentFile:
     if not os.path.lexists(found.path):
         raise no_such_segment(found)
     return found
+
+
+def looked_at(
+    found: Iterable[SegmentFile], look: Callable[[SegmentFile], _Seen | None], *, named: bool
+) -> list[_Seen]:
+    """What `look` says of each. It says None of a file that has vanished, which is left out.
+
+    Raises `NoSuchBroker` for that one when the user has `named` it.
+    """
+    seen = []
+    for file in found:
+        one = look(file)
+        if one is not None:
+            seen.append(one)
+        elif named:
+            raise no_such_segment(file)
+    return seen
 
 
 def no_such_segment(missing: SegmentFile) -> NoSuchBroker:
