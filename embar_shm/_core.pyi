@@ -292,8 +292,15 @@ class PublisherCore:
         Drops the open reservation, if there is one. BufferError while a view of it is alive.
         """
 
+    def begin_close(self) -> None:
+        """
+        Refuses messages, as when it is closed: flush() and close(), which shall follow, wait for nobody long.
+        """
+
     def close(self) -> None:
-        """Gives the row back. Flush first."""
+        """
+        Gives the row back. Flush first. When it raises, the publisher is open, also after begin_close().
+        """
 
     def after_fork_in_child(self) -> None:
         """Makes this object raise in a forked child."""

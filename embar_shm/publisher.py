@@ -211,9 +211,10 @@ class Publisher:
         """Commits the open batch and disconnects. Idempotent; does not wait for acknowledgements.
 
         Over a network it waits, for `timeout` at most, until all batches are in the broker's ring.
-        Waits for calls of other threads. Raises `BufferError` while a view of reserved memory is
-        alive, `BrokerGone` when messages could not be brought into the ring any more, and
-        `WaitTimeout` when they are not yet. After Ctrl-C it waits for a second at most.
+        Calls of other threads that need a slot, or wait for one, raise `ClosedError`; it waits till
+        they have come out. Raises `BufferError` while a view of reserved memory is alive,
+        `BrokerGone` when messages could not be brought into the ring any more, and `WaitTimeout`
+        when they are not yet. After Ctrl-C it waits for a second at most.
         """
         try:
             self._link.close()

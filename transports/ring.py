@@ -173,10 +173,11 @@ class RingLink(PublisherLink):
         return self._core.state in ("closed", "forked")
 
     def _flush_before_close(self) -> None:
-        """Commits the open batch, without an open reservation.
+        """Commits the open batch, without an open reservation. Other threads add nothing any more.
 
         Raises `BufferError` while a view of that is alive, and why messages cannot be committed.
         """
+        self._core.begin_close()
         self._core.blocking = True  # it may wait for a commit in the background
         self._core.drop_reservation()
         if self._core.open_messages:

@@ -98,7 +98,7 @@ private:
     }
 
     Subscriber::View view_;
-    nb::object owner_;
+    HeldObject owner_;
     SubscriberCore* subscriber_;
     const bool copied_;
     std::unique_ptr<char[]> copy_;
@@ -137,11 +137,10 @@ public:
 
 private:
     [[noreturn]] void damaged() {
-        nb::object explain = nb::module_::import_("embar_shm.diagnose_subscriber").attr("bad_framing");
-        raise_object(explain(owner_, done_, offset_));
+        raise_object(call_python("embar_shm.diagnose_subscriber", "bad_framing", owner_, done_, offset_));
     }
 
-    nb::object owner_;
+    HeldObject owner_;
     Batch* batch_;
     u64 offset_ = 0;
     u32 done_ = 0;

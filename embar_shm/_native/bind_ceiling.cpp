@@ -26,7 +26,7 @@ std::uint64_t ceiling(nb::handle target, const std::vector<std::uint64_t>& offse
     HeldBuffer to(target, true), from(source, false);
     if (from.size() == 0) throw nb::value_error("source must not be empty");
     const std::vector<char*> places = places_in(to, offsets, batch_bytes);
-    nb::gil_scoped_release unlocked;
+    Unlocked unlocked;
     return memory_copy(places, from.data(), from.size(), batch_bytes, batches, nontemporal);
 }
 
@@ -36,7 +36,7 @@ public:
     // With the GIL released. Throws what a signal handler raises.
     void after(bool interrupted) {
         if (!interrupted && now_ns() < next_) return;
-        nb::gil_scoped_acquire locked;
+        LockedAgain locked;
         check_signals();
         next_ = now_ns() + 10'000'000;
     }
@@ -58,7 +58,7 @@ std::uint64_t tcp_send_loop(int fd, nb::handle buffer, const std::vector<std::ui
     int failure = 0;
     const std::uint64_t begin = now_ns();
     {
-        nb::gil_scoped_release unlocked;
+        Unlocked unlocked;
         SignalCheck signals;
         for (std::uint64_t b = 0; b < batches && !failure; ++b) {
             Transfer batch{places[b % places.size()], batch_bytes};
@@ -80,7 +80,7 @@ std::uint64_t tcp_receive_loop(int fd, nb::handle buffer, const std::vector<std:
     std::size_t torn = 0;
     int failure = 0;
     {
-        nb::gil_scoped_release unlocked;
+        Unlocked unlocked;
         SignalCheck signals;
         for (bool more = true; more;) {
             Transfer batch{places[batches % places.size()], batch_bytes};

@@ -50,7 +50,7 @@ public:
                        : peer == Subscriber::Peer::Stopped   ? "stopped"
                                                              : "gone";
             if (now_ns() >= deadline) return "timeout";
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             s.wait_joined(std::min(deadline, now_ns() + kSliceNs));
         }
     }
@@ -62,7 +62,7 @@ public:
     nb::tuple send(int fd) {
         Feed::Ended e{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             e = feed_.send(fd);
         }
         return nb::make_tuple(name(e.why), e.ticket, embar::name(e.socket), e.socket.error);
@@ -72,7 +72,7 @@ public:
         Subscriber::View view;
         Feed::Found found = Feed::Found::Waited;
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             while (found == Feed::Found::Waited) found = feed_.find(view);
         }
         nb::object header = nb::none(), body = nb::none();
@@ -91,7 +91,7 @@ public:
         CreditFrame frame;
         Transferred t{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             t = feed_.read_credits(fd, begin, frame);
         }
         const std::size_t n = t.how == Transferred::Whole ? t.bytes : 0;
@@ -145,7 +145,7 @@ public:
         BatchHeader header;
         Receiver::Ended e{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             e = core.receive(fd, limit, patience, begin, header);
         }
         nb::object bytes = nb::none();
@@ -169,21 +169,21 @@ public:
         return nb::make_tuple(c.received, c.granted);
     }
     bool wait_credit() {
-        nb::gil_scoped_release unlocked;
+        Unlocked unlocked;
         return core.wait_credit();
     }
     nb::tuple send_credits(int fd, nb::bytes head) {
         const char* const begin = head_in(head);
         Transferred t{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             t = core.send_credits(fd, begin);
         }
         return nb::make_tuple(embar::name(t), t.error);
     }
     nb::dict socket_calls() { return as_dict(core.calls); }
 
-    nb::object context_;
+    HeldObject context_;
     HeldBuffer buffer_;
     Intake core;
 };
@@ -260,7 +260,8 @@ void bind_feed(nb::module_& m) {
         .def("socket_calls", &IntakeCore::socket_calls, nb::sig("def socket_calls(self) -> dict[str, int]"),
              "What receive() and send_credits() did, by the names of `net.SocketCounters`.")
         .def_prop_ro(
-            "context", [](const IntakeCore& i) { return i.context_; }, nb::sig("def context(self) -> Any"))
+            "context", [](const IntakeCore& i) -> nb::object { return i.context_; },
+            nb::sig("def context(self) -> Any"))
         .def_prop_ro("index", [](const IntakeCore& i) { return i.core.index(); })
         .def_prop_ro("next_ticket", [](const IntakeCore& i) { return i.core.next_ticket(); });
 }

@@ -22,7 +22,7 @@ public:
         const u64 deadline = deadline_after(timeout);
         while (s == Status::NeedSlot) {
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 core.wait_space(std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
@@ -44,7 +44,7 @@ public:
         const u64 deadline = deadline_after(timeout);
         for (;;) {
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 core.wait_acked(seq, std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
@@ -64,7 +64,7 @@ public:
         BatchHeader header;
         Receiver::Ended e{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             e = core.receive(fd, limit, patience, seq, header);
         }
         nb::object bytes = nb::none();
@@ -75,7 +75,7 @@ public:
         if (head.size() != AckFrame::kHeadBytes) throw nb::value_error("the head of a frame has 16 bytes");
         Receiver::Ended e{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             e = core.send_acks(fd, head.c_str(), acked);
         }
         return nb::make_tuple(acked, name(e), e.socket.error, name(e.status));
@@ -83,7 +83,7 @@ public:
     // The Python error for what receive() or send_acks() said of the ring.
     nb::object ring_error(std::string status) { return status_error(this, status.c_str(), 0); }
 
-    nb::object context_;
+    HeldObject context_;
     HeldBuffer buffer_;
     Receiver core;
 
@@ -113,7 +113,7 @@ public:
     nb::tuple send(int fd, u64 sent, u64 last, bool forget) {
         Transferred t{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             t = relay_.send(fd, sent, last, forget);
         }
         return nb::make_tuple(sent, name(t), t.error);
@@ -124,7 +124,7 @@ public:
         u64 lie = 0;
         Transferred t{};
         {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             t = relay_.read_acks(fd, head.c_str(), frame, lie);
         }
         const std::size_t n = t.how == Transferred::Whole ? t.bytes : 0;
@@ -144,7 +144,7 @@ public:
             if (relay_.find(seq, where)) return place(seq, where);
             Wait w;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 w = relay_.wait_committed(seq, std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
@@ -225,7 +225,8 @@ void bind_network(nb::module_& m) {
         .def("resume", [](ReceiverCore& r) { r.core.resume(); })
         .def("close", &ReceiverCore::close, "Gives the row back.")
         .def_prop_ro(
-            "context", [](const ReceiverCore& r) { return r.context_; }, nb::sig("def context(self) -> Any"))
+            "context", [](const ReceiverCore& r) -> nb::object { return r.context_; },
+            nb::sig("def context(self) -> Any"))
         .def_prop_ro("index", [](const ReceiverCore& r) { return r.core.index(); })
         .def_prop_ro("committed_seq", [](const ReceiverCore& r) { return r.core.committed_seq(); })
         .def_prop_ro("accepted_seq", [](const ReceiverCore& r) { return r.core.accepted_seq(); });

@@ -73,7 +73,7 @@ void publish_many(PublisherCore& p, nb::handle messages, std::optional<u64> mess
         } else {
             p.run(
                 [&] {
-                    nb::gil_scoped_release unlocked;
+                    Unlocked unlocked;
                     return step();
                 },
                 size);
@@ -170,12 +170,16 @@ void bind_publisher(nb::module_& m) {
         .def_rw("blocking", &PublisherCore::blocking_, "False: calls that would have to wait raise WouldWait.")
         .def("drop_reservation", &PublisherCore::drop_reservation,
              "Drops the open reservation, if there is one. BufferError while a view of it is alive.")
-        .def("close", &PublisherCore::close, "Gives the row back. Flush first.")
+        .def("begin_close", &PublisherCore::begin_close,
+             "Refuses messages, as when it is closed: flush() and close(), which shall follow, wait for nobody long.")
+        .def("close", &PublisherCore::close,
+             "Gives the row back. Flush first. When it raises, the publisher is open, also after begin_close().")
         .def(
             "after_fork_in_child", [](PublisherCore& p) { p.core.after_fork_in_child(); },
             "Makes this object raise in a forked child.")
         .def_prop_ro(
-            "context", [](const PublisherCore& p) { return p.context_; }, nb::sig("def context(self) -> Any"))
+            "context", [](const PublisherCore& p) -> nb::object { return p.context_; },
+            nb::sig("def context(self) -> Any"))
         .def_prop_ro("committed_seq", [](const PublisherCore& p) { return p.core.committed_seq(); })
         .def_prop_ro("accepted_seq", [](const PublisherCore& p) { return p.core.accepted_seq(); })
         .def_prop_ro("in_flight", [](const PublisherCore& p) { return p.core.in_flight_seen(); })

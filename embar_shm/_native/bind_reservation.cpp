@@ -48,7 +48,7 @@ public:
     u64 size() const { return size_; }
 
 private:
-    nb::object owner_;
+    HeldObject owner_;
     PublisherCore* p_;
     char* place_ = nullptr;
     u64 size_ = 0;

@@ -75,8 +75,7 @@ PyObject* next_method(PyObject* self, PyObject* const* args, Py_ssize_t position
         if (given == Py_None) {
             timeout = std::nullopt;
         } else if (given) {
-            nb::object number = nb::module_::import_("embar_shm.options").attr("number");
-            timeout = nb::cast<double>(number("timeout", nb::handle(given)));
+            timeout = nb::cast<double>(call_python("embar_shm.options", "number", "timeout", nb::handle(given)));
         }
         return next_batch(self, s, timeout, true);
     });
@@ -162,7 +161,8 @@ void bind_subscriber(nb::module_& m) {
         .def("close", &SubscriberCore::close, "Takes no more; the row is given back when no view is alive.")
         .def("settle", &SubscriberCore::settle, "Of a closed one: waits until no other thread is in a call.")
         .def_prop_ro(
-            "context", [](const SubscriberCore& s) { return s.context_; }, nb::sig("def context(self) -> Any"))
+            "context", [](const SubscriberCore& s) -> nb::object { return s.context_; },
+            nb::sig("def context(self) -> Any"))
         .def_prop_ro("index", [](const SubscriberCore& s) { return s.core.index(); })
         .def_prop_ro(
             "position", [](const SubscriberCore& s) { return s.core.position(); },
@@ -223,7 +223,7 @@ void bind_subscriber(nb::module_& m) {
             "array",
             [](nb::handle_t<Batch> self, nb::object dtype, nb::object shape) {
                 batch_of(self)->check();
-                return nb::module_::import_("embar_shm.arrays").attr("array")(self, dtype, shape);
+                return call_python("embar_shm.arrays", "array", self, dtype, shape);
             },
             nb::arg("dtype") = "u1", nb::arg("shape").none() = nb::none(),
             nb::sig(

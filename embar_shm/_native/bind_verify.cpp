@@ -32,7 +32,7 @@ public:
 
 void stamp_messages(nb::handle buffer, u64 message_size, u64 publisher, u64 first, u64 due_ns) {
     const Messages m(buffer, message_size, true);
-    nb::gil_scoped_release unlocked;
+    Unlocked unlocked;
     stamp(m.data(), m.size, m.count, publisher, first, due_ns);
 }
 
@@ -132,7 +132,7 @@ void bind_verify(nb::module_& m) {
             const auto spin_ns = static_cast<u64>(std::max(spin_us, 0.0) * 1e3);
             for (;;) {
                 {
-                    nb::gil_scoped_release unlocked;
+                    Unlocked unlocked;
                     if (wait_until(deadline_ns, spin_ns)) return;
                 }
                 check_signals();

@@ -8,7 +8,7 @@ namespace {
 
 // Called while natively waiting: lets Python look at signals.
 void look_at_signals() {
-    nb::gil_scoped_acquire locked;
+    LockedAgain locked;
     check_signals();
 }
 
@@ -17,13 +17,13 @@ u64 ping_pong(nb::handle memory, bool serves, bool blocks, u32 first, u32 rounds
     if (held.size() < sizeof(PingPong)) throw nb::value_error("the buffer is too small: a page will do");
     if (first == 0 || rounds == 0 || first > ~u32{0} - rounds) throw nb::value_error("rounds are 1 to 2**32 - 2");
     Player player(*reinterpret_cast<PingPong*>(held.data()), serves, blocks);
-    nb::gil_scoped_release unlocked;
+    Unlocked unlocked;
     return player.play(first, first + rounds - 1, look_at_signals);
 }
 
 u64 read_all(nb::handle buffer) {
     const HeldBuffer held(buffer, false);
-    nb::gil_scoped_release unlocked;
+    Unlocked unlocked;
     return read_words(held.data(), held.size());
 }
 
@@ -47,13 +47,13 @@ public:
         const HeldBuffer from(source, false);
         if (writer >= shape_.writers) throw nb::index_error("there is no such writer");
         if (from.size() == 0) throw nb::value_error("source must not be empty");
-        nb::gil_scoped_release unlocked;
+        Unlocked unlocked;
         const u64 begin = now_ns();
         shared_.write(writer, from.data(), from.size(), batches, nontemporal, look_at_signals);
         return now_ns() - begin;
     }
     u64 read(u64 batches) {
-        nb::gil_scoped_release unlocked;
+        Unlocked unlocked;
         return shared_.read(batches, look_at_signals);
     }
 

@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 
+#include "gil.hpp"
 #include "ring.hpp"
 #include "waiting.hpp"
 
@@ -27,7 +28,9 @@ public:
         if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0)
             throw nb::python_error();
     }
-    ~HeldBuffer() { PyBuffer_Release(&view_); }
+    ~HeldBuffer() {
+        stay_if_python_ends([this] { PyBuffer_Release(&view_); });  // unmapping an mmap drops the GIL
+    }
     HeldBuffer(const HeldBuffer&) = delete;
     HeldBuffer& operator=(const HeldBuffer&) = delete;
     char* data() const noexcept { return static_cast<char*>(view_.buf); }
@@ -35,6 +38,17 @@ public:
 
 private:
     Py_buffer view_{};
+};
+
+// A Python object that a native one keeps. Whatever goes with it may drop the GIL.
+class HeldObject : public nb::object {
+public:
+    explicit HeldObject(nb::object&& object) noexcept : nb::object(std::move(object)) {}
+    ~HeldObject() {
+        stay_if_python_ends([gone = release().ptr()] { Py_XDECREF(gone); });  // nanobind's own is noexcept
+    }
+    HeldObject(const HeldObject&) = delete;
+    HeldObject& operator=(const HeldObject&) = delete;
 };
 
 // The ring in a buffer; throws ValueError when there is none. Without `with_slots` nobody looks into the slots.
@@ -63,6 +77,13 @@ inline void check_signals() {
 inline SpinOptions spin_options(int wait_mode, double spin_us, unsigned cpus) {
     if (wait_mode < 0 || wait_mode > 2) throw nb::value_error("wait mode must be 0 (adaptive), 1 (spin) or 2 (block)");
     return {static_cast<WaitMode>(wait_mode), static_cast<std::uint64_t>(std::max(spin_us, 0.0) * 1e3), cpus};
+}
+
+// Calls a function of the package that is written in Python.
+template <class... Arguments>
+nb::object call_python(const char* module, const char* function, Arguments&&... arguments) {
+    return stay_if_python_ends(
+        [&] { return nb::object(nb::module_::import_(module).attr(function)(std::forward<Arguments>(arguments)...)); });
 }
 
 template <class T>

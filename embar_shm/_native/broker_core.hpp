@@ -19,7 +19,7 @@ public:
         for (;;) {
             Broker::Result r;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 r = core.serve(std::min(deadline, now_ns() + kSliceNs));
             }
             if (r == Broker::Result::Corrupt) return "corrupt";

@@ -35,8 +35,7 @@ inline const char* name(Status s) {
 // The error of `self`, a PublisherCore or ReceiverCore, for a status; `size` is the message or batch it is about.
 template <class Core>
 nb::object status_error(Core* self, const char* status, u64 size) {
-    nb::object explain = nb::module_::import_("embar_shm.diagnose").attr("publisher_error");
-    return explain(nb::cast(self, nb::rv_policy::reference), status, size);
+    return call_python("embar_shm.diagnose", "publisher_error", nb::cast(self, nb::rv_policy::reference), status, size);
 }
 template <class Core>
 [[noreturn]] void raise_status(Core* self, Status status, u64 size) {

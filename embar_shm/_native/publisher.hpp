@@ -130,6 +130,10 @@ public:
         return cursor_ == start_ ? Status::Ok : commit();
     }
 
+    // Until it is taken back, no batch is opened any more: what a flush() after it commits is all there is, though
+    // other threads go on. Relaxed: who calls this, and usable(), have the GIL or are one thread.
+    void set_closing(bool closing) noexcept { closing_.store(closing, std::memory_order_relaxed); }
+
     // Gives the row back to the broker. Flush first: an open batch is dropped, its slot is reaped.
     void close() noexcept {
         if (state() == Status::Forked || state() == Status::Closed) return;
@@ -161,6 +165,7 @@ private:
     // Can a message of n bytes be appended at all?
     Status usable(u64 n, bool framed) const noexcept {
         if (const Status s = state(); s != Status::Ok) return s;
+        if (closing_.load(std::memory_order_relaxed)) return Status::Closed;
         if (reserved_) return Status::Reserved;
         if (n == 0) return Status::Empty;
         if (!framed && fixed_ != kVariable && n != fixed_) return Status::WrongSize;
@@ -314,6 +319,7 @@ private:
     u64 reserved_ = 0;
     char* reserved_limit_ = nullptr;
     u64 clock_cost_ns_ = 0;
+    std::atomic<bool> closing_{false};
 
     PublisherOptions options_;
     Linger* linger_ = nullptr;  // not owned by a smart pointer: a forked child forgets it

@@ -22,50 +22,75 @@ public:
     // Throws the Python error for `status`; `size` is the message or batch number it is about.
     [[noreturn]] void raise(Status status, u64 size = 0) { raise_status(this, status, size); }
     [[noreturn]] void raise_timeout(const char* what, u64 seq, double waited) {
-        nb::object explain = nb::module_::import_("embar_shm.diagnose").attr("publisher_timeout");
-        raise_object(explain(nb::cast(this, nb::rv_policy::reference), what, seq, waited));
+        raise_object(call_python("embar_shm.diagnose", "publisher_timeout", nb::cast(this, nb::rv_policy::reference),
+                                 what, seq, waited));
     }
     [[noreturn]] static void raise_buffer(nb::handle object, const char* expected) {
         PyErr_Clear();
-        raise_object(nb::module_::import_("embar_shm.diagnose").attr("buffer_error")(object, expected));
+        raise_object(call_python("embar_shm.diagnose", "buffer_error", object, expected));
     }
 
     // What would have to be waited for, in a call that must not wait: "lock", "space" or "ack".
     [[noreturn]] static void raise_would_wait(const char* what) {
-        raise_object(nb::module_::import_("embar_shm.diagnose").attr("would_wait")(what));
+        raise_object(call_python("embar_shm.diagnose", "would_wait", what));
     }
 
     // Holds the publisher's lock. Waits for another thread without the GIL.
+    //
+    // A thread that is without the GIL while it holds the lock (it waits for a slot, or copies much) and comes back at
+    // once would have it always when those that wait look. So who unlocks leaves it to one of them every kTurnNs.
     class Guard {
     public:
         explicit Guard(PublisherCore& p) : Guard(p, p.blocking_) {}
         Guard(PublisherCore& p, bool blocking) : p_(p) {
-            if (p.core.lock.try_lock()) [[likely]] {
-                p.owner_ = PyThread_get_thread_ident();
-                return;
-            }
-            if (p.owner_ == PyThread_get_thread_ident()) p.raise(Status::InUse);  // from a signal handler
-            if (!blocking) raise_would_wait("lock");
-            const u64 begin = now_ns(), deadline = deadline_after(p.timeout_);
-            while (!p.core.lock.try_lock()) {
-                if (now_ns() >= deadline) p.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
-                {
-                    nb::gil_scoped_release unlocked;
-                    const timespec pause{0, 100'000};
-                    nanosleep(&pause, nullptr);
-                }
-                check_signals();
+            if (!p.core.lock.try_lock()) [[unlikely]] {
+                if (p.owner_ == PyThread_get_thread_ident()) p.raise(Status::InUse);  // from a signal handler
+                if (!blocking) raise_would_wait("lock");
+                wait();
             }
             p.owner_ = PyThread_get_thread_ident();
         }
         ~Guard() {
             p_.owner_ = 0;
+            if (p_.waiting_)
+                if (const u64 now = now_ns(); now - p_.turn_ns_ > kTurnNs) {
+                    p_.passed_on_ns_ = now;
+                    return;
+                }
             p_.core.lock.unlock();
         }
         Guard(const Guard&) = delete;
         Guard& operator=(const Guard&) = delete;
 
     private:
+        static constexpr u64 kTurnNs = 2'000'000;
+
+        void wait() {
+            const u64 begin = now_ns(), deadline = deadline_after(p_.timeout_);
+            if (p_.waiting_++ == 0) p_.turn_ns_ = begin;
+            const auto my_turn = [&] { return p_.passed_on_ns_ && begin <= p_.passed_on_ns_; };
+            try {
+                while (!my_turn() && !p_.core.lock.try_lock()) {
+                    if (now_ns() >= deadline) p_.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
+                    {
+                        Unlocked unlocked;
+                        const timespec pause{0, 100'000};
+                        nanosleep(&pause, nullptr);
+                    }
+                    check_signals();
+                }
+            } catch (...) {
+                --p_.waiting_;
+                if (my_turn()) {
+                    p_.passed_on_ns_ = 0;
+                    p_.core.lock.unlock();
+                }
+                throw;
+            }
+            --p_.waiting_;
+            p_.passed_on_ns_ = 0;
+            p_.turn_ns_ = now_ns();
+        }
         PublisherCore& p_;
     };
 
@@ -92,7 +117,7 @@ public:
             }
             Wait w;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 w = core.wait_space(std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
@@ -122,7 +147,7 @@ public:
         for (;;) {
             Wait w;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 w = core.wait_acked(*seq, std::min(deadline, now_ns() + kSliceNs));
             }
             if (acked(*seq)) break;
@@ -151,7 +176,7 @@ public:
             if (core.state() != Status::Ok || core.peer_status() != Status::Ok) return true;
             if (now_ns() >= deadline) return false;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 const u64 slice = std::min(deadline, now_ns() + kSliceNs);
                 space ? core.wait_space(slice, last) : core.wait_acked(last, slice);
             }
@@ -179,10 +204,17 @@ public:
         if (exports_) throw nb::buffer_error(kViewAlive);
         core.finish_reservation(false);
     }
+    // Other threads' messages are refused from here on, and what they wait for is over. close() follows.
+    void begin_close() noexcept { core.set_closing(true); }
     void close() {
-        drop_reservation();
-        Guard guard(*this, true);
-        core.close();
+        try {
+            drop_reservation();
+            Guard guard(*this, true);
+            core.close();
+        } catch (...) {
+            core.set_closing(false);
+            throw;
+        }
     }
     std::string state() const { return name(core.state()); }
     std::string peer() { return name(core.peer_status()); }
@@ -191,13 +223,16 @@ public:
         "a view or array of the reserved memory is still alive: it would change a batch that is committed. "
         "Delete it (del array) before the reservation ends; this message is dropped";
 
-    nb::object context_;
+    HeldObject context_;
     HeldBuffer buffer_;
     std::optional<double> timeout_;
     bool blocking_ = true;  // false: what would have to wait raises WouldWait
     u64 exports_ = 0;       // live buffers of the open reservation
     u64 reservations_ = 0;
     std::atomic<unsigned long> owner_{0};  // the thread in a call that may run signal handlers
+    u32 waiting_ = 0;                      // threads that wait for the lock
+    u64 turn_ns_ = 0;                      // since when they do, or since one of them had it
+    u64 passed_on_ns_ = 0;    // it is locked, and the first that looks of those that waited then has it; 0: it is not
     bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone
     Publisher core;
 

@@ -49,7 +49,7 @@ public:
                 s.check_open();
                 if (now_ns() >= deadline) s.raise("lock", static_cast<double>(now_ns() - begin) / 1e9);
                 {
-                    nb::gil_scoped_release unlocked;
+                    Unlocked unlocked;
                     const timespec pause{0, 100'000};
                     nanosleep(&pause, nullptr);
                 }
@@ -73,8 +73,8 @@ public:
 
     // Throws the Python error for `status` (embar_shm/diagnose_subscriber.py); `number`: seconds, or a ticket.
     [[noreturn]] void raise(const char* status, double number = 0) {
-        nb::object explain = nb::module_::import_("embar_shm.diagnose_subscriber").attr("subscriber_error");
-        raise_object(explain(nb::cast(this, nb::rv_policy::reference), status, number));
+        raise_object(call_python("embar_shm.diagnose_subscriber", "subscriber_error",
+                                 nb::cast(this, nb::rv_policy::reference), status, number));
     }
 
     // Waits until the broker has answered the request to join.
@@ -86,7 +86,7 @@ public:
             if (j == Subscriber::Joined::Yes) return;
             if (j == Subscriber::Joined::No) raise("refused");
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 core.wait_joined(std::min(deadline, now_ns() + kSliceNs));
             }
             check_signals();
@@ -104,7 +104,7 @@ public:
         Turn turn(*this, timeout_);
         Broker::Result served = Broker::Result::Ready;
         if (driver_) {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             served = driver_->core.serve(0, core.next());
         }
         if (take(v, copy)) return Found::Batch;
@@ -128,7 +128,7 @@ public:
         for (;;) {
             bool stopped = false;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 const u64 slice = std::min(deadline, now_ns() + kSliceNs);
                 if (!driver_)
                     core.wait(slice);
@@ -163,7 +163,7 @@ public:
             if (served == Broker::Result::Stopped || served == Broker::Result::Corrupt) return true;
             if (now_ns() >= deadline) return false;
             {
-                nb::gil_scoped_release unlocked;
+                Unlocked unlocked;
                 const u64 slice = std::min(deadline, now_ns() + kSliceNs);
                 if (!driver_)
                     core.wait(slice);
@@ -221,7 +221,7 @@ public:
     void settle() {
         const unsigned long me = PyThread_get_thread_ident();
         for (unsigned long in_call; (in_call = turn_) != 0 && in_call != me;) {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             const timespec pause{0, 100'000};
             nanosleep(&pause, nullptr);
         }
@@ -230,11 +230,11 @@ public:
     bool is_forked() const noexcept { return forks_behind.load(std::memory_order_relaxed) != born_after_; }
     u32 pinned() const noexcept { return pinned_; }
 
-    nb::object context_;
+    HeldObject context_;
     HeldBuffer buffer_;
     std::unique_ptr<HeldBuffer> slots_;
-    nb::object broker_;
-    nb::object on_left_;
+    HeldObject broker_;
+    HeldObject on_left_;
     std::optional<double> timeout_;
     BrokerCore* driver_;
     Subscriber core;
@@ -275,7 +275,7 @@ private:
         };
         if (core.options().mode == SubscribeMode::Lossy && !core.options().sole &&
             core.ring().geometry().slot_bytes > kCopyUnderGil && core.available() > core.next()) {
-            nb::gil_scoped_release unlocked;
+            Unlocked unlocked;
             t = core.take(v, into);
         } else {
             t = core.take(v, into);
@@ -303,7 +303,7 @@ private:
         PyObject *type, *value, *traceback;  // this may be the end of a view while an error is on its way
         PyErr_Fetch(&type, &value, &traceback);
         try {
-            on_left_();
+            stay_if_python_ends([this] { on_left_(); });
         } catch (nb::python_error& e) {
             e.restore();
             PyErr_WriteUnraisable(on_left_.ptr());

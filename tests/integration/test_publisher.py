@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,40 @@ def test_threads_that_share_a_publisher_lose_nothing(
     assert (stats.messages, stats.payload_bytes) == (11_000, 2 * 500 * (3 + 10 * 100))
     assert (stats.duplicated, stats.out_of_order, stats.corrupt) == (0, 0, 0)
     assert pub.stats().messages == 11_000
+
+
+@pytest.mark.parametrize("publish", ["publish", "publish_many"])
+def test_what_was_published_while_another_thread_closes_is_in_the_log(
+    make_broker: Brokers, connect: Publishers, publish: str
+) -> None:
+    broker = make_broker().start()
+    rows: Any = np.zeros((24, 4096), dtype=np.uint8)  # copied without the GIL
+    sent = [0, 0]
+
+    def publish_on(thread: int, pub: es.Publisher) -> None:
+        try:
+            while True:
+                if publish == "publish":
+                    pub.publish(b"one")
+                    sent[thread] += 1
+                else:
+                    pub.publish_many(rows)
+                    sent[thread] += len(rows)
+        except es.ClosedError as refused:
+            sent[thread] += getattr(refused, "appended", 0)
+
+    for _ in range(5):
+        pub = connect(broker, timeout=None)
+        before = list(sent)
+        threads = [threading.Thread(target=publish_on, args=(n, pub)) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: min(map(sub, sent, before)) > 0, "both publish")  # noqa: B023
+        pub.close()
+        for thread in threads:
+            thread.join()
+    wait_until(lambda: broker.stats().publishers == 0, "the rows are free")
+    assert broker.stats().messages == sum(sent)
 
 
 def test_messages_of_threads_that_share_a_publisher_stay_whole_and_in_order(
