@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import ConfigurationError
 from embar_shm.token import read_token
 

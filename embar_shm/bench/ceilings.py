@@ -13,7 +13,7 @@ from embar_shm import _core
 from embar_shm.bench.crew import Crew, reads_along
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.watch import Watch
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import RunFailed
 
 __all__ = ["Ceilings"]

@@ -22,7 +22,7 @@ from embar_shm.bench.spread import Spread, spread
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.usage import ROLES, by_role
 from embar_shm.bench.watch import Progress
-from embar_shm.config import LoadedConfig, Parameter
+from embar_shm.config.loader import LoadedConfig, Parameter
 from embar_shm.errors import ConfigurationError
 
 __all__ = ["SCHEMA", "Comparison", "Ratio", "Summary", "build", "compare", "configurations"]

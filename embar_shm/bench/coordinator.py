@@ -33,7 +33,8 @@ from embar_shm.bench.phases import Measured
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.scenarios import SCENARIOS
 from embar_shm.bench.watch import Progress, Watch, counters
-from embar_shm.config import LoadedConfig, RunConfig
+from embar_shm.config.loader import LoadedConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.layout import Geometry
 from embar_shm.segment import not_enough_space, remove_dead
 from embar_shm.units import format_size

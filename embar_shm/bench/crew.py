@@ -13,7 +13,7 @@ from embar_shm.bench import specs
 from embar_shm.bench.fleet import Fleet, Worker
 from embar_shm.bench.scenarios import SCENARIOS, consumed
 from embar_shm.bench.yardsticks import CopyAndReadShape, CopyAndReadSide
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
 

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from embar_shm.bench import specs
 from embar_shm.bench.phases import Measured
 from embar_shm.bench.scenarios import SCENARIOS
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import IntegrityError
 
 __all__ = [

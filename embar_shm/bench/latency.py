@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 
 from embar_shm.bench.phases import Measured
 from embar_shm.bench.stages import merged, percentile
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 
 __all__ = ["Latency", "Percentiles", "collect", "percentiles", "warnings"]
 

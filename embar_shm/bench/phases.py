@@ -18,7 +18,7 @@ from embar_shm.bench.fleet import Worker
 from embar_shm.bench.scenarios import SCENARIOS, Role, batch_messages, round_batches
 from embar_shm.bench.usage import MachineTime, machine_now, machine_since, total
 from embar_shm.bench.watch import Watch, counters
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import RunFailed
 
 __all__ = ["Measured", "begin", "end", "work"]

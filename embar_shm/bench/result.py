@@ -20,7 +20,8 @@ from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.sockets import warnings as socket_warnings
 from embar_shm.bench.stages import Stage
 from embar_shm.bench.verdict import Verdict, verdict
-from embar_shm.config import OF_TCP, LoadedConfig, Parameter
+from embar_shm.config.loader import LoadedConfig, Parameter
+from embar_shm.config.schema import OF_TCP
 from embar_shm.errors import IntegrityError
 
 __all__ = ["SCHEMA", "Result", "build", "unused_over_shm"]

@@ -13,7 +13,8 @@ from typing import Final, Literal
 
 from embar_shm import _core
 from embar_shm.address import split_address
-from embar_shm.config import LoadedConfig, RunConfig
+from embar_shm.config.loader import LoadedConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import ConfigurationError
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from embar_shm.address import RingName
 from embar_shm.bench.scenarios import SCENARIOS, consumed, stamped
-from embar_shm.config import OF_TCP, RunConfig
+from embar_shm.config.schema import OF_TCP, RunConfig
 from embar_shm.layout import Geometry
 
 __all__ = ["broker", "publishers", "shares", "subscribers"]

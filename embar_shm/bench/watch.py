@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embar_shm import _core
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 
 __all__ = ["Progress", "Watch", "counters"]
 

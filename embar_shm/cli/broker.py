@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from embar_shm.cli import render_broker
-from embar_shm.cli.options import key_option
-from embar_shm.config import BROKER_KEYS, load_broker, load_brokers
+from embar_shm.cli.flags import key_option
+from embar_shm.config.brokers import BROKER_KEYS, load_broker, load_brokers
 from embar_shm.sd_notify import Notifier
 from embar_shm.service.serving import Report, serve
 from embar_shm.service.supervisor import supervise

@@ -13,7 +13,7 @@ from embar_shm.bench.compare import compare, configurations
 from embar_shm.cli import render, render_compare
 from embar_shm.cli.options import config_options_without, load_from_flags
 from embar_shm.cli.output import check_writable, replace
-from embar_shm.config import Parameter
+from embar_shm.config.loader import Parameter
 
 __all__ = ["compare_command"]
 

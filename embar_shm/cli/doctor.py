@@ -8,7 +8,7 @@ import sys
 import click
 
 from embar_shm.cli import render_doctor
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.doctor import Machine, examine
 from embar_shm.units import format_size, parse_size
 

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
-from embar_shm.config import KEYS, Key, LoadedConfig, builtin_names, load
+from embar_shm.cli.flags import alias_option, key_option
+from embar_shm.config.loader import LoadedConfig, builtin_names, load
+from embar_shm.config.schema import KEYS
 
-__all__ = ["config_options", "config_options_without", "key_option", "load_from_flags"]
+__all__ = ["config_options", "config_options_without", "load_from_flags"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,7 +34,7 @@ def config_options_without(*names: str) -> Callable[[_Command], _Command]:
     options = [*_source_options()]
     for key in KEYS:
         if key.name not in names:
-            options += [key_option(key), *(_alias_option(key, alias) for alias in key.aliases)]
+            options += [key_option(key), *(alias_option(key, alias) for alias in key.aliases)]
 
     def add(command: _Command) -> _Command:
         for option in reversed(options):  # decorators apply from the bottom up; help from the top
@@ -82,32 +84,3 @@ def _source_options() -> list[Callable[[_Command], _Command]]:
             help="A YAML file that sets any keys; repeat it and the later file wins.",
         ),
     ]
-
-
-def key_option(key: Key) -> Callable[[_Command], _Command]:
-    """The flag of one key. It carries text, or nothing; of a list: a tuple of texts."""
-    text = key.description
-    if key.aliases:
-        text += f" Also written {', '.join(_flag(alias) for alias in key.aliases)}."
-    text += f" Default: {key.default_text}."
-    if key.is_boolean:
-        declaration = f"{_flag(key.name)}/{_flag('no_' + key.name)}"
-        return click.option(declaration, key.name, default=None, help=text)
-    return click.option(
-        _flag(key.name),
-        key.name,
-        type=str,
-        metavar=key.metavar,
-        multiple=key.is_list,
-        help=text,
-    )
-
-
-def _alias_option(key: Key, alias: str) -> Callable[[_Command], _Command]:
-    # A hidden option of its own rather than a second spelling of the same one: click would not tell
-    # which was used, so the origin would name a flag nobody wrote and giving both would go unseen.
-    return click.option(_flag(alias), alias, type=str, metavar=key.metavar, hidden=True)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

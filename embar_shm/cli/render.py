@@ -17,7 +17,8 @@ from embar_shm.bench.usage import by_role
 from embar_shm.bench.watch import Progress
 from embar_shm.cli import render_scenario, render_verdict
 from embar_shm.cli.console import open_console
-from embar_shm.config import KEYS, Parameter
+from embar_shm.config.loader import Parameter
+from embar_shm.config.schema import KEYS
 from embar_shm.units import format_duration, format_rate, format_size
 
 __all__ = ["STAGES", "buffer_size", "parameters", "progress", "result"]

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.layout import Geometry
 from embar_shm.socket_buffers import LOOPBACK_BYTES
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from embar_shm import _core
-from embar_shm.config import BrokerConfig
+from embar_shm.config.brokers import BrokerConfig
 from embar_shm.errors import EmbarError
 from embar_shm.service.serving import Report, serve
 

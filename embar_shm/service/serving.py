@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from embar_shm.address import RingName
 from embar_shm.broker import Broker
-from embar_shm.config import BrokerConfig
+from embar_shm.config.brokers import BrokerConfig
 from embar_shm.errors import EmbarError
 from embar_shm.segment import remove_dead
 from embar_shm.stopping import StopSignals

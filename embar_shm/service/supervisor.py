@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import IO, Any, cast
 
 from embar_shm import errors
-from embar_shm.config import BrokerConfig
+from embar_shm.config.brokers import BrokerConfig
 from embar_shm.errors import BrokerGone, EmbarError
 from embar_shm.service.serving import Audience, Report
 from embar_shm.stopping import StopSignals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,10 @@ def test_a_misspelled_scheme_is_corrected() -> None:
 
 
 def test_without_any_transport_the_error_says_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transports, "entry_points", lambda **_: [])
+    def no_entry_points(group: str) -> importlib.metadata.EntryPoints:
+        return importlib.metadata.EntryPoints()
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", no_entry_points)
     with pytest.raises(es.ConfigurationError) as caught:
         transports.get("shm")
     assert caught.value.hint == "installed: none"

@@ -15,7 +15,7 @@ from command import COMMAND, embar_shm, leftovers_of, running_broker, started
 
 from embar_shm.address import RingName
 from embar_shm.bench.scenarios import SCENARIOS
-from embar_shm.config import KEYS
+from embar_shm.config.schema import KEYS
 from embar_shm.errors import EmbarError
 from embar_shm.segment import Segment
 from embar_shm.testing import wait_until

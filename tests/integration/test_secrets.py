@@ -30,7 +30,8 @@ from command import SMALL, embar_shm, started
 import embar_shm as es
 from embar_shm import protocol
 from embar_shm.cli.main import cli
-from embar_shm.config import BROKER_KEYS, KEYS
+from embar_shm.config.brokers import BROKER_KEYS
+from embar_shm.config.schema import KEYS
 from embar_shm.errors import AccessDenied
 from embar_shm.transports.base import ListenOptions, PublisherOptions, SubscriberOptions
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from doctor_machine import BATCH, CPU, INFINITE, NOW, PARANOID, PTRACE, THP, limits, mountinfo
 
-from embar_shm.config import RunConfig
+from embar_shm.config.schema import RunConfig
 from embar_shm.layout import Geometry
 
 # Shared memory of a run with the default parameters: what the doctor thinks of.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embar_shm.config import BROKER_KEYS, BrokerConfig, load_broker, load_brokers
+from embar_shm.config.brokers import BROKER_KEYS, BrokerConfig, load_broker, load_brokers
 from embar_shm.errors import ConfigurationError
 
 

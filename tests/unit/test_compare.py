@@ -21,7 +21,7 @@ from embar_shm.bench.spread import spread
 from embar_shm.bench.verdict import verdict
 from embar_shm.bench.watch import Progress
 from embar_shm.cli import render_compare
-from embar_shm.config import LoadedConfig, load
+from embar_shm.config.loader import LoadedConfig, load
 from embar_shm.errors import ConfigurationError, RunFailed
 
 DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()

@@ -15,14 +15,16 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from embar_shm.cli.options import config_options, load_from_flags
-from embar_shm.config import KEYS, LoadedConfig, RunConfig, builtin_names, load
+from embar_shm.config.loader import LoadedConfig, builtin_names, load
 from embar_shm.config.schema import (
+    KEYS,
     OF_OWN_BROKERS,
     OF_PACED,
     OF_SUBSCRIBERS,
     OF_UNPACED,
     RULES,
     AtMost,
+    RunConfig,
     check_value,
 )
 from embar_shm.errors import ConfigurationError

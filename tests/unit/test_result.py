@@ -12,7 +12,7 @@ from embar_shm.bench.csvfile import COLUMNS, append_row
 from embar_shm.bench.result import Result, build
 from embar_shm.bench.sockets import Sockets
 from embar_shm.bench.stages import summarise
-from embar_shm.config import load
+from embar_shm.config.loader import load
 from embar_shm.errors import ConfigurationError, IntegrityError
 
 GOOD = {

@@ -13,7 +13,8 @@ from embar_shm.bench import delivery, latency
 from embar_shm.bench.failure import lost_acknowledged
 from embar_shm.bench.phases import Measured
 from embar_shm.cli import render_scenario
-from embar_shm.config import RunConfig, load
+from embar_shm.config.loader import load
+from embar_shm.config.schema import RunConfig
 from embar_shm.errors import IntegrityError
 
 MESSAGES = 100
