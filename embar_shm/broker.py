@@ -1,6 +1,6 @@
 """The broker: owns one ring, accepts what publishers commit, acknowledges and releases it.
 
-The path of a batch through the broker is ``_native/broker.hpp``; this module owns the resources.
+The path of a batch through the broker is ``_native/log.hpp``; this module owns the resources.
 """
 
 from __future__ import annotations

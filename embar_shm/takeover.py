@@ -2,7 +2,7 @@
 
 Who holds the broker's lock of a segment is its broker. It dies with its process, so of several that
 want to be the next one the first gets it. What is in the ring is recovered natively
-(``_native/broker.hpp``), from whatever instruction the last one was killed at.
+(``_native/log.hpp``), from whatever instruction the last one was killed at.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@
 // Death.  Whatever instruction a publisher dies at, what it leaves is (a) nothing, (b) a slot it owns and no
 // ticket refers to: the broker frees it after the kernel dropped the owner's lock (liveness.hpp), or (c) a
 // committed batch, with `tail` perhaps not moved: the next committer moves it. A broker that dies leaves the
-// ring as it is; the next one finishes what it had begun (broker.hpp: recover()).
+// ring as it is; the next one finishes what it had begun (log.hpp: recover()).
 //
 // ABA.  A publisher that sleeps between reading an entry and its CAS finds FREE(lap) again only after 2^32
 // laps. A claim's CAS is guarded by 48 bits of generation.

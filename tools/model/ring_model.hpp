@@ -1,8 +1,8 @@
 // The ring, its death and its recovery: every store to shared memory is a step, and before each anybody may be killed.
 //
-// Written after _native/ring.hpp, publisher_row.hpp, broker.hpp, peers.hpp, gates.hpp, subscriber.hpp. What is left
-// out: statistics, sleeping (sleep_model.hpp, space_model.hpp), the size of anything. What is in one step although it
-// is several loads: words that only the process itself can change at that time.
+// Written after _native/ring.hpp, publisher_row.hpp, log.hpp, broker.hpp, peers.hpp, gates.hpp, subscriber.hpp. What is
+// left out: statistics, sleeping (sleep_model.hpp, space_model.hpp), the size of anything. What is in one step although
+// it is several loads: words that only the process itself can change at that time.
 //
 // A kill and the drop of the dead one's locks are one step: between the two nobody can learn of the death, so that is
 // as if it were killed later. What matters is that the lock is not dropped before the last store (LockDropsFirst).
