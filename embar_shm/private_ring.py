@@ -12,7 +12,7 @@ import time
 from embar_shm import _core
 from embar_shm.errors import EmbarError, NotEnoughSpace
 from embar_shm.layout import Geometry, boot_id
-from embar_shm.segment import prefault_memory
+from embar_shm.shared_memory import prefault_memory
 
 __all__ = ["PrivateRing"]
 

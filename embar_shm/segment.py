@@ -22,7 +22,6 @@ module duplicates it into a descriptor that a forked child would keep, and with 
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import time
@@ -30,7 +29,7 @@ import time
 import posix_ipc
 
 from embar_shm import _core, access
-from embar_shm.address import SHM_DIRECTORY, RingAddress, RingName, existing_rings
+from embar_shm.address import RingAddress, RingName
 from embar_shm.errors import (
     AccessDenied,
     BrokerExists,
@@ -38,27 +37,23 @@ from embar_shm.errors import (
     EmbarError,
     IncompatibleSegment,
     NoSuchBroker,
-    NotEnoughSpace,
-    ResourceError,
 )
-from embar_shm.layout import Geometry, boot_id, validated
+from embar_shm.layout import Geometry, boot_id
+from embar_shm.left_behind import remove_dead, why_taken
 from embar_shm.liveness import liveness
 from embar_shm.quarantine import QUARANTINED, quarantined
-from embar_shm.units import format_size
+from embar_shm.shared_memory import (
+    cannot_create,
+    map_checked,
+    open_segment,
+    prefault_memory,
+    reserve,
+    truncated,
+    unlink_segment,
+)
 
-__all__ = [
-    "Segment",
-    "map_checked",
-    "not_enough_space",
-    "open_segment",
-    "prefault_memory",
-    "remove_dead",
-    "truncated",
-    "unlink_segment",
-    "why_taken",
-]
+__all__ = ["Segment"]
 
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; the mmap module has no names
 _CREATION_GRACE = 10.0  # seconds a segment may take from shm_open to its magic
 _CREATE_TRIES = 10  # a creation can lose against others' `replace_dead`, but not forever
 _LOCK_GRACE = 0.2  # seconds it may take from shm_open to the broker's lock, and to its mode
@@ -130,14 +125,14 @@ class Segment:
         except posix_ipc.ExistentialError:
             raise BrokerExists(*why_taken(name)) from None
         except (OSError, posix_ipc.PermissionsError) as error:
-            raise _resource_error(name, error) from error
+            raise cannot_create(name, error) from error
         lock_fd = -1
         try:
             os.fchmod(made.fd, 0o600)  # whatever the umask removed
             if group is not None:
                 access.give_to_group(made.fd, group)
             lock_fd = _lock_as_broker(name, os.fstat(made.fd).st_ino)
-            _reserve(name, made.fd, geometry)
+            reserve(name, made.fd, geometry)
             memory = mmap.mmap(made.fd, geometry.total_bytes)
             prefault_memory(memory)
             _core.format_segment(
@@ -266,71 +261,6 @@ class Segment:
         self.lock_fd = -1
 
 
-def map_checked(
-    name: RingName, lock_fd: int, size: int, *, read_only_slots: bool = False
-) -> tuple[mmap.mmap, mmap.mmap | None, Geometry]:
-    """Maps the file of `lock_fd`, through another description, after checking its header.
-
-    The slots are the second value, where they are mapped apart (`read_only_slots`). Raises
-    `NoSuchBroker` and `BrokerGone` when the name is gone, or another file's by now, and
-    `IncompatibleSegment`.
-    """
-    mapped = open_segment(name)
-    try:
-        if os.fstat(mapped).st_ino != os.fstat(lock_fd).st_ino:
-            raise BrokerGone(f"the broker of {name} was replaced just now", "connect again")
-        with mmap.mmap(mapped, min(size, mmap.PAGESIZE), prot=mmap.PROT_READ) as header:
-            geometry = validated(name, header, size)
-        return *_mapped(mapped, geometry, read_only_slots), geometry
-    finally:
-        os.close(mapped)
-
-
-def _mapped(
-    fd: int, geometry: Geometry, read_only_slots: bool
-) -> tuple[mmap.mmap, mmap.mmap | None]:
-    """The whole segment, or the words before the slots, and the slots to look at."""
-    if not read_only_slots:
-        return mmap.mmap(fd, geometry.total_bytes), None
-    slots = mmap.mmap(
-        fd,
-        geometry.total_bytes - geometry.slots_offset,
-        prot=mmap.PROT_READ,
-        offset=geometry.slots_offset,
-    )
-    return mmap.mmap(fd, geometry.slots_offset), slots
-
-
-def unlink_segment(name: RingName, inode: int) -> None:
-    """Removes the name, if it (still) belongs to this file. The caller holds the file's lock."""
-    try:
-        if name.path.lstat().st_ino == inode:
-            posix_ipc.unlink_shared_memory(name.posix_name)
-    except (FileNotFoundError, posix_ipc.ExistentialError):
-        pass  # somebody removed it by hand: that is what we want, too
-
-
-def open_segment(name: RingName) -> int:
-    """An open file description of its own, of whomever it is. The caller closes it."""
-    try:
-        return access.open_file(name.path)
-    except FileNotFoundError:
-        rings = ", ".join(map(str, existing_rings())) or "none"
-        raise NoSuchBroker(
-            f"there is no broker {name} on this machine",
-            f"start it, or correct the address; rings in {SHM_DIRECTORY}: {rings}",
-        ) from None
-
-
-def truncated(name: RingName, size: int) -> IncompatibleSegment:
-    """The error for a file that is no segment, nor one that is being made."""
-    return IncompatibleSegment(
-        f"{name.path} is truncated: it has {size} bytes, a header alone "
-        f"{_core.SEGMENT_HEADER_BYTES}",
-        f"it is not ours, or somebody cut it; if nobody uses it, remove {name.path}",
-    )
-
-
 def _await_creation(name: RingName, fd: int) -> int:
     """Waits while the segment is being made; its final size in bytes."""
     begin = locked = time.monotonic()
@@ -385,105 +315,3 @@ def _lock_as_broker(name: RingName, inode: int) -> int:
 
 class _LostRace(BrokerExists):
     """Another creator with `replace_dead` took our segment for a left-over before it was locked."""
-
-
-def _reserve(name: RingName, fd: int, geometry: Geometry) -> None:
-    try:
-        os.posix_fallocate(fd, 0, geometry.total_bytes)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-            raise _resource_error(name, error) from error
-        raise not_enough_space(
-            f"the ring {name}",
-            geometry.total_bytes,
-            f"{geometry.slots} slots of {format_size(geometry.slot_bytes)}",
-        ) from None
-
-
-def not_enough_space(what: str, needed: int, why: str) -> NotEnoughSpace:
-    """The error for too little shared memory: how much is needed, and how to get it."""
-    space = os.statvfs(SHM_DIRECTORY)
-    return NotEnoughSpace(
-        f"{what} needs {-(-needed // 2**20)} MiB of shared memory ({why}), {SHM_DIRECTORY} has "
-        f"{space.f_bavail * space.f_frsize // 2**20} MiB free of "
-        f"{space.f_blocks * space.f_frsize // 2**20} MiB",
-        "use fewer or smaller slots, or raise the limit: 'mount -o remount,size=SIZE "
-        f"{SHM_DIRECTORY}' as root, or --shm-size=SIZE for a container",
-    )
-
-
-def prefault_memory(memory: mmap.mmap, *, write: bool = True) -> None:
-    """Fills the page table now: a first touch later would be measured as somebody's slow copy."""
-    try:
-        memory.madvise(_MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a kernel before 5.14
-            raise
-        for page in range(0, len(memory), mmap.PAGESIZE):
-            memory[page]
-
-
-def _resource_error(name: RingName, error: Exception) -> ResourceError:
-    return ResourceError(f"the segment of {name} cannot be created: {error}")
-
-
-def why_taken(name: RingName) -> tuple[str, str]:
-    """Message and hint for a name that exists."""
-    try:
-        fd = open_segment(name)
-    except NoSuchBroker as error:
-        return f"the ring {name} did exist a moment ago: {error.message}", "try again"
-    except (AccessDenied, IncompatibleSegment, ResourceError) as error:
-        return f"the name of the ring {name} is taken: {error.message}", error.hint
-    try:
-        if not access.is_own(fd):
-            message, hint = access.not_ours(name.path, fd)
-            return f"the name of the ring {name} is taken: {message}", hint
-        alive = _core.is_locked(fd, _core.BROKER_LOCK)
-        damaged = _is_quarantined(fd)
-    finally:
-        os.close(fd)
-    if damaged:
-        why = quarantined(name, "its broker left it for whoever looks into it")
-        return why.message, why.hint
-    if alive:
-        return (
-            f"a broker of {name} is running; its segment is {name.path}",
-            "choose another name, or stop that broker",
-        )
-    return (
-        f"the ring {name} exists, left behind by a broker that is gone: {name.path}",
-        "Broker.open_or_recover goes on with what is in it; Broker.create(..., replace_dead=True) "
-        "replaces it when no publisher is left either",
-    )
-
-
-def _is_quarantined(fd: int) -> bool:
-    offsets = {name: offset for name, offset, _, _ in _core.structs()["Control"][1]}
-    state = os.pread(fd, 4, _core.SEGMENT_HEADER_BYTES + offsets["state"])
-    return int.from_bytes(state, "little") == QUARANTINED
-
-
-def remove_dead(name: RingName) -> None:
-    """Unlinks a segment in which nobody is alive, if there is one. Leaves it alone otherwise.
-
-    Also anything that is no segment, or may not be opened or removed by this process, and one that
-    is quarantined.
-    Holding the broker's lock of the old file while unlinking makes sure that of several
-    processes doing this one wins, and that none unlinks the winner's new segment.
-    """
-    try:
-        fd = open_segment(name)
-    except (NoSuchBroker, AccessDenied, IncompatibleSegment):
-        return
-    try:
-        if os.geteuid() not in (os.fstat(fd).st_uid, 0):
-            return
-        if not _core.try_lock(fd, _core.BROKER_LOCK) or _is_quarantined(fd):
-            return
-        rows = range(_core.MAX_PUBLISHERS)
-        if any(_core.is_locked(fd, _core.publisher_lock(row)) for row in rows):
-            return
-        unlink_segment(name, os.fstat(fd).st_ino)
-    finally:
-        os.close(fd)

@@ -18,15 +18,15 @@ from embar_shm import _core, access
 from embar_shm.address import RingName
 from embar_shm.errors import AccessDenied, BrokerExists, BrokerGone, NoSuchBroker
 from embar_shm.layout import Geometry
+from embar_shm.left_behind import why_taken
 from embar_shm.liveness import liveness
-from embar_shm.segment import (
-    Segment,
+from embar_shm.segment import Segment
+from embar_shm.shared_memory import (
     map_checked,
     open_segment,
     prefault_memory,
     truncated,
     unlink_segment,
-    why_taken,
 )
 from embar_shm.units import format_size
 

@@ -16,7 +16,7 @@ import statistics
 from bench_common import interleave, machine, table
 
 from embar_shm import _core
-from embar_shm.segment import prefault_memory
+from embar_shm.shared_memory import prefault_memory
 
 MIB = 2**20
 SLOT = 2 * MIB

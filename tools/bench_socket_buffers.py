@@ -21,7 +21,7 @@ from functools import partial
 from bench_common import interleave, machine, spread, table
 
 from embar_shm import _core
-from embar_shm.segment import prefault_memory
+from embar_shm.shared_memory import prefault_memory
 from embar_shm.units import format_size, parse_size
 
 KIB = 1024

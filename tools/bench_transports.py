@@ -23,7 +23,7 @@ from bench_runs import REPORT, rate, run
 
 from embar_shm import _core
 from embar_shm.bench.usage import by_role
-from embar_shm.segment import prefault_memory
+from embar_shm.shared_memory import prefault_memory
 from embar_shm.socket_buffers import LOOPBACK_BYTES, request
 
 BROKERS, PUBLISHERS_EACH, IN_FLIGHT = 4, 3, 2

@@ -36,7 +36,8 @@ from embar_shm.bench.watch import Progress, Watch, counters
 from embar_shm.config.loader import LoadedConfig
 from embar_shm.config.schema import RunConfig
 from embar_shm.layout import Geometry
-from embar_shm.segment import not_enough_space, remove_dead
+from embar_shm.left_behind import remove_dead
+from embar_shm.shared_memory import not_enough_space
 from embar_shm.units import format_size
 
 __all__ = ["run"]

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from embar_shm import _core
 from embar_shm.cpus import available_cpus
 from embar_shm.options import WAIT_MODES
-from embar_shm.segment import prefault_memory
+from embar_shm.shared_memory import prefault_memory
 from embar_shm.socket_buffers import LOOPBACK_BYTES, request
 
 __all__ = [

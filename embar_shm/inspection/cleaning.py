@@ -2,7 +2,7 @@
 
 Dead: the kernel says that nobody holds the broker's lock, nor any participant's. Drained: nothing
 committed is unaccepted, nothing accepted is unread. The broker's lock of the file is held while its
-name is removed, as in `segment.remove_dead`: no broker can take the segment over meanwhile, and of
+name is removed, as in `left_behind`: no broker can take the segment over meanwhile, and of
 several who clean, one wins.
 """
 
@@ -24,7 +24,7 @@ from embar_shm.inspection.segments import (
     examined,
     opened,
 )
-from embar_shm.segment import unlink_segment
+from embar_shm.shared_memory import unlink_segment
 
 __all__ = ["Action", "Cleaned", "clean"]
 

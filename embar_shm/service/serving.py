@@ -14,7 +14,7 @@ from embar_shm.address import RingName
 from embar_shm.broker import Broker
 from embar_shm.config.brokers import BrokerConfig
 from embar_shm.errors import EmbarError
-from embar_shm.segment import remove_dead
+from embar_shm.left_behind import remove_dead
 from embar_shm.stopping import StopSignals
 from embar_shm.token import read_token
 from embar_shm.transports import Listener

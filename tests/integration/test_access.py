@@ -187,7 +187,7 @@ def test_a_group_is_let_in_when_everything_else_is_done(
 
     look_first(os, "fchown")
     look_first(_core, "try_lock")
-    look_first(segment_module, "_reserve")
+    look_first(segment_module, "reserve")
     look_first(segment_module, "prefault_memory")
     look_first(_core, "format_segment")
     look_first(_core, "publish_segment")
@@ -198,7 +198,7 @@ def test_a_group_is_let_in_when_everything_else_is_done(
     assert seen == [
         ("fchown", 0o600, 0, False),
         ("try_lock", 0o600, SHARED, False),
-        ("_reserve", 0o600, SHARED, False),
+        ("reserve", 0o600, SHARED, False),
         ("prefault_memory", 0o600, SHARED, False),
         ("format_segment", 0o600, SHARED, False),
         ("publish_segment", 0o600, SHARED, False),

@@ -17,7 +17,8 @@ from command import SMALL, RunningBroker, embar_shm, leftovers_of, running_broke
 
 from embar_shm.address import RingName
 from embar_shm.bench.verdict import verdict
-from embar_shm.segment import Segment, remove_dead
+from embar_shm.left_behind import remove_dead
+from embar_shm.segment import Segment
 from embar_shm.testing import wait_until
 
 TCP = ["--transport", "tcp"]

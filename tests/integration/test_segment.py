@@ -134,7 +134,7 @@ def test_the_magic_is_written_when_everything_else_is_there(
     assert after["magic"] == _core.MAGIC
 
 
-@pytest.mark.parametrize("step", ["_reserve", "prefault_memory"])
+@pytest.mark.parametrize("step", ["reserve", "prefault_memory"])
 def test_a_creation_that_fails_leaves_nothing(
     name: RingName, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -236,7 +236,7 @@ def test_whoever_waits_goes_on_waiting_when_a_creation_is_given_up(
 
 @pytest.mark.parametrize(
     ("owner", "step"),
-    [(os, "fchmod"), (segment_module, "_reserve"), (_core, "publish_segment")],
+    [(os, "fchmod"), (segment_module, "reserve"), (_core, "publish_segment")],
     ids=["before its lock is taken", "before it has a size", "before it has its magic"],
 )
 def test_attaching_waits_for_a_segment_that_is_being_made(

@@ -27,7 +27,8 @@ from raw_ring import (
 import embar_shm as es
 from embar_shm import _core
 from embar_shm.address import RingName
-from embar_shm.segment import Segment, unlink_segment
+from embar_shm.segment import Segment
+from embar_shm.shared_memory import unlink_segment
 from embar_shm.testing import Child
 
 QUARANTINED = 4
