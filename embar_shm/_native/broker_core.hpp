@@ -11,7 +11,7 @@ public:
     BrokerCore(nb::handle buffer, int lock_fd, int wait_mode, double spin_us, unsigned cpus, bool stage_times,
                u32 retain)
         : buffer_(buffer, true),
-          core(ring_in(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus), stage_times, retain) {}
+          core(begun(ring_in(buffer_), lock_fd, spin_options(wait_mode, spin_us, cpus), stage_times, retain)) {}
 
     // => "stopped": stop() was called. => "timeout". => "corrupt".
     std::string serve(std::optional<double> timeout) {
@@ -109,6 +109,11 @@ private:
             case Verdict::BadHeader: return "bad_header";
         }
         return "?";
+    }
+    // Recovery may wait for the descriptors of the process before (kept.hpp): without the GIL.
+    static Broker begun(const Ring& ring, int lock_fd, const SpinOptions& spin, bool stage_times, u32 retain) {
+        Unlocked unlocked;
+        return Broker(ring, lock_fd, spin, stage_times, retain);
     }
 
     HeldBuffer buffer_;
