@@ -174,9 +174,7 @@ void bind_publisher(nb::module_& m) {
              "Refuses messages, as when it is closed: flush() and close(), which shall follow, wait for nobody long.")
         .def("close", &PublisherCore::close,
              "Gives the row back. Flush first. When it raises, the publisher is open, also after begin_close().")
-        .def(
-            "after_fork_in_child", [](PublisherCore& p) { p.core.after_fork_in_child(); },
-            "Makes this object raise in a forked child.")
+        .def("after_fork_in_child", &PublisherCore::after_fork_in_child, "Makes this object raise in a forked child.")
         .def_prop_ro(
             "context", [](const PublisherCore& p) -> nb::object { return p.context_; },
             nb::sig("def context(self) -> Any"))

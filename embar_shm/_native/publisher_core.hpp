@@ -67,28 +67,23 @@ public:
 
         void wait() {
             const u64 begin = now_ns(), deadline = deadline_after(p_.timeout_);
-            if (p_.waiting_++ == 0) p_.turn_ns_ = begin;
-            const auto my_turn = [&] { return p_.passed_on_ns_ && begin <= p_.passed_on_ns_; };
-            try {
-                while (!my_turn() && !p_.core.lock.try_lock()) {
-                    if (now_ns() >= deadline) p_.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
-                    {
-                        Unlocked unlocked;
-                        const timespec pause{0, 100'000};
-                        nanosleep(&pause, nullptr);
-                    }
-                    check_signals();
+            if (p_.waiting_ == 0) p_.turn_ns_ = begin;
+            do {
+                if (now_ns() >= deadline) p_.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
+                // Counted, and so left the lock, only here: a signal handler may use the publisher, too.
+                ++p_.waiting_;
+                {
+                    Unlocked unlocked;
+                    const timespec pause{0, 100'000};
+                    nanosleep(&pause, nullptr);
                 }
-            } catch (...) {
                 --p_.waiting_;
-                if (my_turn()) {
+                if (p_.passed_on_ns_ && begin <= p_.passed_on_ns_) {
                     p_.passed_on_ns_ = 0;
-                    p_.core.lock.unlock();
+                    break;
                 }
-                throw;
-            }
-            --p_.waiting_;
-            p_.passed_on_ns_ = 0;
+                check_signals();
+            } while (!p_.core.lock.try_lock());
             p_.turn_ns_ = now_ns();
         }
         PublisherCore& p_;
@@ -204,6 +199,13 @@ public:
         if (exports_) throw nb::buffer_error(kViewAlive);
         core.finish_reservation(false);
     }
+    // The child has none of the threads that had the lock, or waited for it.
+    void after_fork_in_child() noexcept {
+        core.after_fork_in_child();
+        owner_ = 0;
+        waiting_ = 0;
+        passed_on_ns_ = 0;
+    }
     // Other threads' messages are refused from here on, and what they wait for is over. close() follows.
     void begin_close() noexcept { core.set_closing(true); }
     void close() {
@@ -230,7 +232,7 @@ public:
     u64 exports_ = 0;       // live buffers of the open reservation
     u64 reservations_ = 0;
     std::atomic<unsigned long> owner_{0};  // the thread in a call that may run signal handlers
-    u32 waiting_ = 0;                      // threads that wait for the lock
+    u32 waiting_ = 0;                      // threads that sleep until they get the lock
     u64 turn_ns_ = 0;                      // since when they do, or since one of them had it
     u64 passed_on_ns_ = 0;    // it is locked, and the first that looks of those that waited then has it; 0: it is not
     bool abandoned_ = false;  // it never ended, or could not while views were alive: dropped when they are gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import textwrap
 import threading
 from collections.abc import Callable
 from operator import sub
@@ -383,6 +384,82 @@ def test_what_was_published_while_another_thread_closes_is_in_the_log(
             thread.join()
     wait_until(lambda: broker.stats().publishers == 0, "the rows are free")
     assert broker.stats().messages == sum(sent)
+
+
+# The ring is full: `inside` is in publish() until somebody serves, and has the publisher's lock.
+SHARED_AND_FULL = """
+import os, signal, sys, threading
+import embar_shm as es
+from embar_shm.testing import wait_until
+
+broker = es.Broker.create(sys.argv[1], slots=1, slot_size=4096)
+publisher = es.Publisher.connect(broker.address, message_size=4096, timeout=TIMEOUT)
+publisher.publish(bytes(4096))
+inside = threading.Thread(target=publisher.publish, args=(bytes(4096),))
+inside.start()
+wait_until(lambda: publisher.stats().space_waits == 1, "it waits for the slot")
+"""
+
+
+def test_a_signal_handler_may_use_a_publisher_whose_lock_the_program_waits_for(
+    run_child: Callable[..., Child], cluster: str
+) -> None:
+    child = run_child(
+        SHARED_AND_FULL.replace("TIMEOUT", "5")
+        + textwrap.dedent("""
+        calls = 0
+        def handler(*_):
+            global calls
+            calls += 1
+            if calls != 3:  # at the third, the main thread is in flush() for sure
+                return
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            while inside.is_alive():
+                broker.serve(timeout=0.001)
+            print(publisher.flush())
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        print(publisher.flush())
+        publisher.close()
+        broker.close()
+        """),
+        f"{cluster}/0",
+    )
+    child.expect("2")
+    child.expect("2")
+    assert child.wait() == 0, child.errors
+
+
+def test_a_child_forked_while_threads_wait_for_the_lock_is_refused_at_once(
+    run_child: Callable[..., Child], cluster: str
+) -> None:
+    child = run_child(
+        SHARED_AND_FULL.replace("TIMEOUT", "None")
+        + textwrap.dedent("""
+        waiting = [threading.Thread(target=publisher.flush) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        if (pid := os.fork()) == 0:
+            signal.alarm(10)
+            for _ in range(1000):  # for some milliseconds
+                try:
+                    publisher.flush()
+                except es.ClosedError:
+                    pass
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+        while inside.is_alive():
+            broker.serve(timeout=0.001)
+        publisher.close()
+        for thread in waiting:
+            thread.join()
+        broker.close()
+        """),
+        f"{cluster}/0",
+    )
+    child.expect("0")
+    assert child.wait() == 0, child.errors
 
 
 def test_messages_of_threads_that_share_a_publisher_stay_whole_and_in_order(
