@@ -297,9 +297,10 @@ class PublisherCore:
         Refuses messages, as when it is closed: flush() and close(), which shall follow, wait for nobody long.
         """
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """
-        Gives the row back. Flush first. When it raises, the publisher is open, also after begin_close().
+        Gives the row back. Flush first. False: that was done before. When it raises, the publisher is open, also
+        after begin_close().
         """
 
     def after_fork_in_child(self) -> None:

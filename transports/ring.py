@@ -188,8 +188,8 @@ class RingLink(PublisherLink):
     def _close_core(self) -> None:
         """Gives the row back; the counters stay as they were. Raises `BufferError`."""
         last_stats = self._stats_now()
-        self._core.close()  # the row may be somebody else's from here on
-        self._last_stats = last_stats
+        if self._core.close():  # else another thread has, and the row may be somebody else's
+            self._last_stats = last_stats
 
 
 class _Reservation(AbstractContextManager[memoryview]):

@@ -133,13 +133,16 @@ public:
     // Until it is taken back, no batch is opened any more: what a flush() after it commits is all there is, though
     // other threads go on. Relaxed: who calls this, and usable(), have the GIL or are one thread.
     void set_closing(bool closing) noexcept { closing_.store(closing, std::memory_order_relaxed); }
+    bool is_closing() const noexcept { return closing_.load(std::memory_order_relaxed); }
 
     // Gives the row back to the broker. Flush first: an open batch is dropped, its slot is reaped.
-    void close() noexcept {
-        if (state() == Status::Forked || state() == Status::Closed) return;
+    // => false: it was given back before.
+    bool close() noexcept {
+        if (state() == Status::Forked || state() == Status::Closed) return false;
         stop_linger();
         start_ = cursor_ = limit_ = nullptr;
         leave();
+        return true;
     }
     const PublisherOptions& options() const noexcept { return options_; }
     bool has_reservation() const noexcept { return reserved_ != 0; }
@@ -165,7 +168,7 @@ private:
     // Can a message of n bytes be appended at all?
     Status usable(u64 n, bool framed) const noexcept {
         if (const Status s = state(); s != Status::Ok) return s;
-        if (closing_.load(std::memory_order_relaxed)) return Status::Closed;
+        if (is_closing()) return Status::Closed;
         if (reserved_) return Status::Reserved;
         if (n == 0) return Status::Empty;
         if (!framed && fixed_ != kVariable && n != fixed_) return Status::WrongSize;

@@ -169,6 +169,7 @@ public:
         for (;;) {
             if (core.accepted_seq() >= last || (space && core.may_claim())) return true;
             if (core.state() != Status::Ok || core.peer_status() != Status::Ok) return true;
+            if (space && core.is_closing()) return true;
             if (now_ns() >= deadline) return false;
             {
                 Unlocked unlocked;
@@ -208,11 +209,12 @@ public:
     }
     // Other threads' messages are refused from here on, and what they wait for is over. close() follows.
     void begin_close() noexcept { core.set_closing(true); }
-    void close() {
+    // => true: it was open until now; the last one to use the row was this publisher.
+    bool close() {
         try {
             drop_reservation();
             Guard guard(*this, true);
-            core.close();
+            return core.close();
         } catch (...) {
             core.set_closing(false);
             throw;

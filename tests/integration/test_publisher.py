@@ -462,6 +462,43 @@ def test_a_child_forked_while_threads_wait_for_the_lock_is_refused_at_once(
     assert child.wait() == 0, child.errors
 
 
+def test_close_does_not_wait_for_a_thread_that_waits_for_a_slot_for_others(
+    make_broker: Brokers, connect: Publishers
+) -> None:
+    """As one of `embar_shm.aio` does, while its loop is in another thread."""
+    pub = connect(make_broker(slots=1), message_size=4096, timeout=2)
+    pub.publish(bytes(4096))
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(pub._link.wait(True, None, None)))
+    thread.start()
+    wait_until(lambda: pub.stats().space_waits == 1, "it waits")
+    pub.close()
+    thread.join()
+    assert found == [True]  # the call it waited for would raise
+
+
+def test_the_counters_of_a_publisher_that_two_threads_close_stay_its_own(
+    make_broker: Brokers, connect: Publishers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = make_broker(max_publishers=1).start()
+    pub = connect(broker)
+    pub.publish(b"x")
+    counters = pub._link._stats_now  # type: ignore[attr-defined]
+
+    def look_late() -> es.PublisherStats:  # another thread has closed it, the row is another's
+        monkeypatch.undo()
+        other = threading.Thread(target=pub.close)
+        other.start()
+        other.join()
+        wait_until(lambda: broker.stats().publishers == 0, "the row is free")
+        connect(broker)
+        return counters()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(pub._link, "_stats_now", look_late)
+    pub.close()
+    assert pub.stats().messages == 1
+
+
 def test_messages_of_threads_that_share_a_publisher_stay_whole_and_in_order(
     make_broker: Brokers, connect: Publishers
 ) -> None:
