@@ -21,14 +21,17 @@ bool has_objects(const char* format) noexcept {
 class MessageBuffer {
 public:
     MessageBuffer(nb::handle object, const char* expected) {
-        if (PyObject_GetBuffer(object.ptr(), &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0)
+        try {
+            get_buffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT);
+        } catch (nb::python_error&) {
             PublisherCore::raise_buffer(object, expected);
+        }
         if (view.format && has_objects(view.format)) {
-            PyBuffer_Release(&view);
+            release_buffer(view);
             PublisherCore::raise_buffer(object, expected);
         }
     }
-    ~MessageBuffer() { PyBuffer_Release(&view); }
+    ~MessageBuffer() { release_buffer(view); }
     MessageBuffer(const MessageBuffer&) = delete;
     MessageBuffer& operator=(const MessageBuffer&) = delete;
     Py_buffer view{};

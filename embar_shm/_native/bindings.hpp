@@ -21,16 +21,22 @@ namespace embar {
 
 namespace nb = nanobind;
 
+// PyObject_GetBuffer() and PyBuffer_Release(): both may call Python (__buffer__, unmapping an mmap) and drop the GIL.
+inline void get_buffer(nb::handle object, Py_buffer& view, int flags) {
+    if (stay_if_python_ends([&] { return PyObject_GetBuffer(object.ptr(), &view, flags); }) != 0)
+        throw nb::python_error();
+}
+inline void release_buffer(Py_buffer& view) noexcept {
+    stay_if_python_ends([&] { PyBuffer_Release(&view); });
+}
+
 // A Python buffer (an mmap, an array) that stays mapped for as long as this object lives.
 class HeldBuffer {
 public:
     HeldBuffer(nb::handle object, bool writable) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0)
-            throw nb::python_error();
+        get_buffer(object, view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE);
     }
-    ~HeldBuffer() {
-        stay_if_python_ends([this] { PyBuffer_Release(&view_); });  // unmapping an mmap drops the GIL
-    }
+    ~HeldBuffer() { release_buffer(view_); }
     HeldBuffer(const HeldBuffer&) = delete;
     HeldBuffer& operator=(const HeldBuffer&) = delete;
     char* data() const noexcept { return static_cast<char*>(view_.buf); }
@@ -69,9 +75,9 @@ inline std::uint64_t nanoseconds(double seconds) noexcept {
     return static_cast<std::uint64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9);
 }
 
-// Lets Python run signal handlers; throws what they raise (KeyboardInterrupt).
+// Lets Python run signal handlers, and from 3.12 on its garbage collection in any thread; throws what they raise.
 inline void check_signals() {
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (stay_if_python_ends([] { return PyErr_CheckSignals(); }) != 0) throw nb::python_error();
 }
 
 inline SpinOptions spin_options(int wait_mode, double spin_us, unsigned cpus) {

@@ -27,7 +27,7 @@ decltype(auto) stay_if_python_ends(F&& f) {
 // While it lives, this thread is without the GIL.
 class Unlocked {
 public:
-    Unlocked() noexcept : state_(PyEval_SaveThread()) {}
+    Unlocked() noexcept : state_(PyEval_SaveThread()) { of_this_thread_ = state_; }
     ~Unlocked() {
         stay_if_python_ends([this] { PyEval_RestoreThread(state_); });
     }
@@ -35,19 +35,21 @@ public:
     Unlocked& operator=(const Unlocked&) = delete;
 
 private:
+    friend class LockedAgain;
     PyThreadState* state_;
+    inline static thread_local PyThreadState* of_this_thread_ = nullptr;
 };
 
-// While it lives, this thread, which is Unlocked, has the GIL again.
+// While it lives, this thread, which is Unlocked, has the GIL again. Not by PyGILState_Ensure(), which makes a new
+// thread state when it finds none, also in an interpreter that is gone.
 class LockedAgain {
 public:
-    LockedAgain() noexcept : state_(stay_if_python_ends([] { return PyGILState_Ensure(); })) {}
-    ~LockedAgain() { PyGILState_Release(state_); }
+    LockedAgain() noexcept {
+        stay_if_python_ends([] { PyEval_RestoreThread(Unlocked::of_this_thread_); });
+    }
+    ~LockedAgain() { Unlocked::of_this_thread_ = PyEval_SaveThread(); }
     LockedAgain(const LockedAgain&) = delete;
     LockedAgain& operator=(const LockedAgain&) = delete;
-
-private:
-    PyGILState_STATE state_;
 };
 
 }  // namespace embar
