@@ -1,9 +1,9 @@
 """What happens to open brokers, publishers and subscribers at fork, at exit and on SIGTERM.
 
 - fork: the child's copies only raise; liveness and clean-up stay with the parent.
-- exit of the interpreter: publishers (their last batch is committed) and subscribers are closed,
-  then brokers (their segment is unlinked). A program that Ctrl-C ends does not wait for slow
-  brokers there.
+- exit of the interpreter: subscribers are closed, which could keep publishers waiting, then
+  publishers (their last batch is committed), subscribers that serve a broker, and brokers (their
+  segment is unlinked). A program that Ctrl-C ends does not wait for slow brokers there.
 - SIGTERM, as long as a broker is open and the program has no handler of its own: ends
   `Broker.serve` in the main thread, which then returns; where the main thread is elsewhere, raises
   SystemExit(143) there, so that ``with`` blocks and exit handlers unlink. Only a main thread can
@@ -24,7 +24,7 @@ import traceback
 import weakref
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from embar_shm import signals
 
@@ -42,6 +42,9 @@ class Participant(Protocol):
 
 
 class _Client(Participant, Protocol):
+    closes_at_exit: ClassVar[int]
+    """Those with lower numbers come first."""
+
     def hurry(self) -> None:
         """close(), which follows, shall wait for nobody long."""
 
@@ -92,7 +95,7 @@ def _close_all() -> None:
         for client in list(_clients):
             client.hurry()
     with suppress(SystemExit), signals.deferred() as deferral:  # the program is ending already
-        for client in list(_clients):
+        for client in sorted(_clients, key=lambda client: client.closes_at_exit):
             _clients.discard(client)  # one attempt: what it raises is told once
             try:
                 with deferral.second_at_once():  # it may wait for a call of another thread

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from embar_shm import lifecycle, transports
 from embar_shm.address import split_address
@@ -45,6 +45,8 @@ class Publisher:
     Several threads may share a publisher; their calls take turns. After a fork the child's copy
     raises `ClosedError`: connect in the child.
     """
+
+    closes_at_exit: ClassVar[int] = 1  # part of `lifecycle`
 
     publish: Callable[[Message], None]
     """``publish(message)`` appends one message (bytes, bytearray, memoryview, numpy array ...).

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from embar_shm import _core, lifecycle, transports
 from embar_shm.address import split_address
@@ -47,6 +47,8 @@ class Subscriber:
     thread at a time reads; batches may be released by any. After a fork the child's copy raises
     `ClosedError`: connect in the child.
     """
+
+    closes_at_exit: ClassVar[int] = 0  # part of `lifecycle`
 
     next: Callable[..., _core.Batch]
     """``next(timeout=...)`` waits for the next `Batch` and returns it; nothing is copied.
@@ -212,6 +214,8 @@ class Subscriber:
 
 class OwnSubscriber(Subscriber):
     """A subscriber whose waits serve its broker."""
+
+    closes_at_exit = 2  # publishers may need the broker until then
 
     def __init__(self, link: SubscriberLink, on_close: Callable[[], None]) -> None:
         super().__init__(link)

@@ -1,4 +1,5 @@
 """A program may end while its daemon threads are in our calls: it ends in good order all the same.
+And with participants open that keep one another waiting.
 
 CPython before 3.14 ends a thread that comes back into Python while the interpreter is finalized, by
 unwinding its stack. Through native code that is std::terminate: SIGABRT instead of exit code 0.
@@ -88,6 +89,22 @@ inside.wait()
 builtins.last = Last()
 """
 
+# argv: ring. The subscriber reads nothing: the log is full, close() of a publisher would wait.
+NOBODY_READS = """
+import atexit, sys
+atexit.register(lambda: print(broker.stats().messages))  # when all are closed
+import embar_shm as es
+from embar_shm.testing import wait_until
+
+broker = es.Broker.create(sys.argv[1], slots=2, slot_size=4096).start()
+address = broker.listen("tcp://127.0.0.1:0").address
+subscriber = es.Subscriber.connect(broker.address)
+publishers = [es.Publisher.connect(address, message_size=4096, timeout=5) for _ in range(3)]
+for publisher in publishers:
+    publisher.publish(bytes(4096))
+wait_until(lambda: broker.stats().messages == 2, "the ring is full")
+"""
+
 # argv: ring. Each thread is closed by the end of the program, raises, and drops what it had.
 CLOSED_AT_THE_END = """
 import sys, threading
@@ -149,6 +166,15 @@ def test_a_message_written_in_python_does_not_abort_a_program_that_ends(
     child = run_child(IN_A_BUFFER, f"{cluster}/0")
     assert child.wait() == 0, child.errors
     assert leftovers(cluster) == []
+
+
+def test_a_subscriber_that_does_not_read_keeps_no_publisher_of_a_program_that_ends_waiting(
+    cluster: str, run_child: Callable[..., Child]
+) -> None:
+    child = run_child(NOBODY_READS, f"{cluster}/0")
+    assert child.wait() == 0, child.errors
+    assert "WaitTimeout" not in child.errors
+    child.expect("3")
 
 
 @pytest.mark.parametrize("body", ["publish", "subscribe"])
