@@ -212,6 +212,8 @@ def test_close_raises_when_the_broker_cannot_be_reached_any_more(
     pub.flush()
     there.proxy.refuse()
     there.proxy.cut()
+    ring: Any = pub._link
+    wait_until(lambda: ring._private.lost_because, "it notices")
     with pytest.raises((es.BrokerGone, es.WaitTimeout), match=r"lost.* 1 messages were not ack"):
         pub.close()
 
@@ -552,6 +554,15 @@ def test_a_publisher_that_is_away_for_a_moment_keeps_its_row(
 # --- a broker that does not accept ----------------------------------------------------------------
 
 
+def takes(pub: es.Publisher, message: bytes) -> bool:
+    """False: it found no room within its timeout."""
+    try:
+        pub.publish(message)
+    except es.WaitTimeout:
+        return False
+    return True
+
+
 def test_a_full_ring_stops_the_publisher_who_is_told_and_goes_on_when_it_empties(
     listening: Callable[..., Listening],
 ) -> None:
@@ -568,7 +579,7 @@ def test_a_full_ring_stops_the_publisher_who_is_told_and_goes_on_when_it_empties
         with there.log:
             wait_until(lambda: pub.stats().accepted == 2, "there is room again")
             for number in range(2, 50):
-                pub.publish(b"%d" % number)
+                wait_until(lambda: takes(pub, b"%d" % number), "there is room")  # noqa: B023
                 pub.flush()
             pub.wait_acked(timeout=30)
             there.log.check_exactly_once(1, [b"%d" % number for number in range(50)])
