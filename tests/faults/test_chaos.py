@@ -341,7 +341,13 @@ from chaotic import command, conductor, workers
 from chaotic.records import Kind, Writer
 
 honest = Writer.tell
-conductor.BOUND = 4.0
+until = conductor.Conductor._until
+
+def impatient(self, condition, what, who):  # in what is to be noticed: all else may be slow
+    conductor.BOUND = 4.0 if what in {says!r} else 30.0
+    return until(self, condition, what, who)
+
+conductor.Conductor._until = impatient
 {lie}
 options = command.parsed(["--seconds", "1", "--rate", "4", "--seed", "1", "--no-tcp"])
 sys.exit(command.main(options, "it is not filled"))
@@ -351,8 +357,9 @@ sys.exit(command.main(options, "it is not filled"))
 @pytest.mark.parametrize("lie", LIES)
 def test_a_run_notices_that(lie: str) -> None:
     program, says = LIES[lie]
+    liar = LIAR.format(tools=str(TOOLS), lie=textwrap.dedent(program), says=says)
     done = subprocess.run(
-        [sys.executable, "-c", LIAR.format(tools=str(TOOLS), lie=textwrap.dedent(program))],
+        [sys.executable, "-c", liar],
         capture_output=True,
         text=True,
         timeout=110,
