@@ -734,6 +734,11 @@ class IntakeCore:
     def disconnect(self) -> None:
         """It ends, and with it the waits for credits. Any thread."""
 
+    def settle(self) -> None:
+        """
+        After disconnect(): waits until a CREDIT that receive() or send_credits() was sending is sent.
+        """
+
     def receive(
         self, fd: int, limit: int, stall: float, least_rate: float, head: bytes
     ) -> tuple[str, bytes | None, int, int, int, str]:

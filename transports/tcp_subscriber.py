@@ -346,7 +346,8 @@ class TcpSubscriberLink(ReadingLink):
     # --- the end ----------------------------------------------------------------------------------
 
     def _say_goodbye(self, session: SubscriberSession) -> None:
-        self._known_intake().disconnect()  # no CREDIT comes after it
+        self._known_intake().disconnect()  # no CREDIT comes after it, nor
+        self._known_intake().settle()  # one that another thread was about to send
         with self._telling:
             if self._parted is not session:
                 session.stream.write(session.protocol.send(Kind.GOODBYE))

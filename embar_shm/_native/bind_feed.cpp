@@ -168,6 +168,10 @@ public:
         if (!core.next_credit(received, c)) return nb::none();
         return nb::make_tuple(c.received, c.granted);
     }
+    void settle() {
+        Unlocked unlocked;
+        core.settle();
+    }
     bool wait_credit() {
         Unlocked unlocked;
         return core.wait_credit();
@@ -239,6 +243,8 @@ void bind_feed(nb::module_& m) {
              nb::sig("def __init__(self, context: Any, buffer: Buffer, reliable: bool, first: int) -> None"))
         .def("connect", &IntakeCore::connect, "A connection begins: how many batches may come before the first CREDIT.")
         .def("disconnect", &IntakeCore::disconnect, "It ends, and with it the waits for credits. Any thread.")
+        .def("settle", &IntakeCore::settle,
+             "After disconnect(): waits until a CREDIT that receive() or send_credits() was sending is sent.")
         .def("receive", &IntakeCore::receive, nb::arg("fd"), nb::arg("limit"), nb::arg("stall"), nb::arg("least_rate"),
              nb::arg("head"),
              nb::sig("def receive(self, fd: int, limit: int, stall: float, least_rate: float, head: bytes) "

@@ -49,6 +49,10 @@ public:
         interrupt();
     }
 
+    // After disconnect(): waits until the CREDIT that another thread may be sending is sent. Nothing of ours follows
+    // it.
+    void settle() noexcept { const std::scoped_lock guard(telling_); }
+
     // --- the receiving thread ---
 
     // Receives batches of at most `limit` bytes until it cannot go on; says so in CREDIT frames, which begin with

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from raw_ring import RawRing, accept, commit_batches
 from wire import batch_header
 
 import embar_shm as es
-from embar_shm import _core
+from embar_shm import _core, protocol
 from embar_shm.batch_header import Delivery
 from embar_shm.participants import take_subscriber_row
 from embar_shm.private_ring import PrivateRing
@@ -153,6 +155,40 @@ def test_the_credit_of_the_next_connection_is_for_the_slots_that_are_free() -> N
     assert inbox.intake.connect() == 2
     inbox.arrive(3)
     assert inbox.intake.next_credit(True) == (4, 2), "counted from its beginning"
+
+
+def test_what_follows_the_credits_waits_for_the_one_that_is_being_sent() -> None:
+    inbox = Inbox()
+    inbox.intake.connect()
+    inbox.arrive(0, 1, 2, 3)
+    inbox.intake.next_credit(True)
+    inbox.reader.next(timeout=0).release()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(1024))
+        ours.setblocking(True)
+        telling = threading.Thread(
+            target=inbox.intake.send_credits, args=(ours.fileno(), protocol.CREDIT_HEAD)
+        )
+        telling.start()
+        wait_until(lambda: inbox.intake.socket_calls()["send_calls"] == 1, "it is being sent")
+        inbox.intake.disconnect()
+        settling = threading.Thread(target=inbox.intake.settle)
+        settling.start()
+        settling.join(0.1)
+        assert settling.is_alive()
+        theirs.setblocking(False)
+
+        def is_told() -> bool:
+            with suppress(BlockingIOError):
+                theirs.recv(65536)
+            return not telling.is_alive()
+
+        wait_until(is_told, "it is sent")
+        settling.join()
 
 
 # --- the feed -------------------------------------------------------------------------------------
