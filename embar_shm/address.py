@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -50,7 +51,7 @@ class RingName:
     @property
     def path(self) -> Path:
         """Where the segment's file is, for people and for os.stat()."""
-        return SHM_DIRECTORY / self.posix_name[1:]
+        return _path_in(SHM_DIRECTORY, self.posix_name[1:])
 
     def __str__(self) -> str:
         return f"{self.cluster}/{self.broker}"
@@ -84,6 +85,12 @@ class RingAddress:
         if self.group is None:
             return str(self.ring)
         return f"{self.ring}?group={quote(self.group, safe='')}"
+
+
+@lru_cache(maxsize=256)
+def _path_in(folder: Path, name: str) -> Path:
+    """Made once, not at each connection: `cgroups` tells what new paths cost a process."""
+    return folder / name
 
 
 def existing_rings() -> list[RingName]:

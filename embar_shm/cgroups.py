@@ -2,13 +2,17 @@
 
 See cgroups(7). Everything here works on the content of files, so that a caller can read those of
 another machine.
+
+Paths are plain text here. pathlib interns the parts of each path, and whoever connects asks for the
+quotas: a process to which thousands connect would fill the interpreter's table of interned strings
+with dead entries, and have it made anew again and again, a megabyte each time, in the memory pool
+of whichever thread it happens to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 __all__ = ["MEMBERSHIP", "MOUNTS", "Mount", "cpu_quotas", "folders", "mounts"]
@@ -96,5 +100,6 @@ def _up_to(mount: Mount, group: str) -> list[str]:
         inside = group[len(mount.root) :]  # a container that mounts only its own part
     if ".." in inside.split("/"):
         inside = "/"  # outside of our cgroup namespace
-    own = Path(mount.point) / inside.lstrip("/")
-    return [str(path) for path in (own, *own.parents) if path.is_relative_to(mount.point)]
+    parts = [part for part in inside.split("/") if part not in ("", ".")]
+    point = mount.point.rstrip("/")
+    return ["/".join([point, *parts[:n]]) or "/" for n in range(len(parts), -1, -1)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from embar_shm import cgroups
 
 __all__ = ["available_cpus"]
 
-_ROOT = Path("/")  # of the files that tell
+_ROOT = ""  # before the paths of the files that tell
 
 
 def available_cpus() -> int:
@@ -30,4 +29,6 @@ def available_cpus() -> int:
 
 
 def _read(path: str) -> str:
-    return (_ROOT / path.lstrip("/")).read_text(errors="replace")
+    """Without pathlib, as all that every connection does: see `cgroups`."""
+    with open(f"{_ROOT}{path}", errors="replace") as file:  # noqa: PTH123
+        return file.read()

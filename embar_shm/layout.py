@@ -25,6 +25,8 @@ __all__ = [
 
 DEFAULT_SUBSCRIBERS = 64  # rows of the table
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -63,7 +65,7 @@ class Geometry:
 
 def boot_id() -> str:
     """Identifies this boot of this kernel: shared memory does not outlive it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return _BOOT_ID.read_text().strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -248,7 +247,8 @@ def start_place(start: object) -> StartPlace | int | Position:
 def subscriber_name(name: object) -> str:
     """What a subscriber is called. Raises `ConfigurationError`."""
     if name is None:
-        return Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        program = sys.argv[0] if sys.argv else ""
+        return program.rstrip("/").rpartition("/")[2] or "python"
     if isinstance(name, str) and name and name.isprintable():
         return name
     raise ConfigurationError(f"name={name!r} is no text of printable characters")

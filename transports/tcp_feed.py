@@ -57,6 +57,7 @@ class Feeds:
         self._before = before
         self._address = address
         self._limits = limits
+        self._cpus = available_cpus()  # once, as the broker does, and not at each connection
         self._lock = threading.Lock()  # around the rest, and the taking of rows
         self._remotes: set[RemoteSubscriber] = set()
         # Those that outlive their connections.
@@ -323,7 +324,7 @@ class Feeds:
             ticket,
             WAIT_MODES["adaptive"],
             _SPIN_US,
-            available_cpus(),
+            self._cpus,
             comes_back=key,
             resumes_at=resumes_at,
         )
