@@ -219,7 +219,7 @@ class Broker:
             socket_buffer=None if socket_buffer is None else size("socket_buffer", socket_buffer),
         )
         listener = transports.get(scheme).listen(self, rest, options)
-        self._listeners.append(listener)
+        self._listeners = [kept for kept in self._listeners if not kept.is_stopped] + [listener]
         return listener
 
     def serve(self, timeout: float | None = None) -> None:

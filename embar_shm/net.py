@@ -33,6 +33,7 @@ _SIOCINQ = termios.FIONREAD  # bytes received and not read (tcp(7))
 _SIOCOUTQ = termios.TIOCOUTQ  # bytes that the other side's kernel has not acknowledged
 _TCP_INFO_BYTES = 104
 _TCP_INFO_TOTAL_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info (linux/tcp.h)
+_WASTE = bytearray(65536)  # what is received into it is not looked at: one is enough for all
 # On an idle connection a machine that vanished is noticed after idle + count * interval: 25 s.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 
@@ -279,12 +280,11 @@ class Stream:
         Closing at once would reset the connection when something unread has arrived, and the reset
         may destroy what was sent last (RFC 1122, 4.2.2.13).
         """
-        waste = memoryview(bytearray(65536))
         end = time.monotonic() + seconds
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
             self.set_timeouts(seconds, seconds)
-            while time.monotonic() < end and self._socket.recv_into(waste):
+            while time.monotonic() < end and self._socket.recv_into(_WASTE):
                 pass
 
     def close(self) -> None:

@@ -309,6 +309,11 @@ class Listener(abc.ABC):
     def stop(self) -> None:
         """Accepts no new publishers and lets go of the present ones. Idempotent."""
 
+    @property
+    def is_stopped(self) -> bool:
+        """Has `stop` done everything? Then the broker need not keep it, and what it uses."""
+        return False
+
     def after_fork_in_child(self) -> None:  # noqa: B027 - most have nothing to let go of
         """In a forked child: lets go of what is the parent's, touching nothing shared."""
 

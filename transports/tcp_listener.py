@@ -19,7 +19,7 @@ import logging
 import socket
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,9 @@ class TcpListener(Listener):
         self._limits = limits
         self._lock = threading.Lock()  # around the next five, and the taking of rows
         self._remotes: dict[tuple[int, int], Remote] = {}
-        self._forgotten: OrderedDict[tuple[int, int], int] = OrderedDict()  # their received_seq
+        # Key and received_seq. No dictionary: one that loses an entry for each new one is made anew
+        # every now and then, in the memory pool of whichever connection's thread it happens to.
+        self._forgotten: deque[tuple[Key, int]] = deque(maxlen=_REMEMBERED)
         self._newcomers: OrderedDict[Link, None] = OrderedDict()
         self._links: set[Link] = set()
         self._threads: set[threading.Thread] = set()
@@ -119,6 +121,10 @@ class TcpListener(Listener):
             if not self._ended:
                 self._stop()  # when Ctrl-C interrupts it, the next call goes on with it
                 self._ended = True
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._ended
 
     def _stop(self) -> None:
         self._feeds.drain()
@@ -297,7 +303,7 @@ class TcpListener(Listener):
         if known is not None:
             return known
         if hello.sent_seq:
-            if hello.sent_seq == self._forgotten.get(key):
+            if hello.sent_seq == self._last_seq_of(key):
                 return None
             raise BrokerGone(
                 f"the broker at {self._address} does not know this publisher, which has sent "
@@ -307,6 +313,10 @@ class TcpListener(Listener):
         timed = self._broker.takes_stage_times
         remote = self._remotes[key] = Remote.new(self._segment, hello, timed)
         return remote
+
+    def _last_seq_of(self, key: Key) -> int | None:
+        """Of a publisher that was forgotten; None: that is too long ago, or was never known."""
+        return next((seq for known, seq in reversed(self._forgotten) if known == key), None)
 
     def _take_kept(self, key: Key) -> Remote | None:
         """A publisher of the broker before this one; None: it had none with this key."""
@@ -338,9 +348,7 @@ class TcpListener(Listener):
     def _forget(self, remote: Remote) -> None:
         del self._remotes[remote.key]
         self._past.add(SocketCounters(**remote.core.socket_calls()))
-        self._forgotten[remote.key] = remote.received_seq
-        while len(self._forgotten) > _REMEMBERED:
-            self._forgotten.popitem(last=False)
+        self._forgotten.append((remote.key, remote.received_seq))
         remote.leave(self._segment)
 
     def _forget_the_gone(self) -> None:

@@ -21,6 +21,7 @@ from listening import FORGETFUL, Listening
 import embar_shm as es
 from embar_shm.testing import wait_until
 from embar_shm.transports import tcp_listener
+from embar_shm.transports.tcp_listener import Limits
 
 Listen = Callable[..., Listening]
 Visit = Callable[[Listening], None]
@@ -172,3 +173,36 @@ def test_what_comes_and_goes_leaves_no_object_descriptor_or_thread(
     # Native objects are seen here alone; and temporary names that the interpreter's cache of
     # attributes keeps, a few for each visit until it is full.
     assert min(growths[1]) < 3 * 10
+
+
+def test_a_listener_that_was_stopped_goes_with_its_mapping(
+    make_broker: Callable[..., es.Broker],
+) -> None:
+    broker = make_broker().start()
+
+    def mappings() -> int:
+        gc.collect()
+        with Path("/proc/self/maps").open() as maps:
+            return sum(str(broker.segment.name.path) in line for line in maps)
+
+    broker.listen("tcp://127.0.0.1:0").stop()
+    before = mappings()
+    for _ in range(3):
+        broker.listen("tcp://127.0.0.1:0").stop()
+    assert mappings() == before
+
+
+def test_of_publishers_that_are_forgotten_the_last_ones_are_remembered(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_listener, "_REMEMBERED", 4)
+    broker = listen(Limits())
+    publishers = []
+    for _ in range(9):
+        with es.Publisher.connect(broker.address, timeout=30) as pub:
+            pub.publish(b"a batch")
+            pub.wait_acked()
+            publishers += broker.listener._remotes
+    broker.wait_until_idle()
+    known = [broker.listener._last_seq_of(key) for key in publishers]
+    assert known == [None] * 5 + [1] * 4
