@@ -84,7 +84,14 @@ def last_level_cache() -> int:
 
 def check_ring(buffer: Buffer) -> list[tuple[str, str]]:
     """
-    The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. Beside a living broker words change between two looks: what counts is what others find, too.
+    The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. The caller keeps the broker from moving: beside one at work it finds what is not so.
+    """
+
+def look_at_ring(
+    buffer: Buffer,
+) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[tuple[int, int, int, int, int]]]:
+    """
+    One look at the copy of a ring that may be at work. First what seems wrong: (field, what is wrong, the words that make it so; none: the text has all). It is so when it is found three times in a row with the same words. Then the slots that are owned and of no ticket: (slot, owner, slot word, attached_ns and committed_seq of its row).
     """
 
 class Monitor:

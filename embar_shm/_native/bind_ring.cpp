@@ -237,14 +237,43 @@ nb::list check_ring(nb::handle buffer) {
     return l;
 }
 
+// One look at the copy of a ring that may be at work: everything is looked at, and what counts is for who compares
+// several looks.
+nb::tuple look_at_ring(nb::handle buffer) {
+    const HeldBuffer held(buffer, false);
+    const Ring ring = ring_in(held);
+    Invariants invariants(ring);
+    nb::list findings, unfinished;
+    const auto note = [&](const Finding& f) {
+        nb::list words;
+        for (u32 i = 0; i < f.word_count; ++i) words.append(f.words[i]);
+        findings.append(nb::make_tuple(f.field, f.text, nb::tuple(words)));
+    };
+    invariants.check_structure(note);
+    invariants.check_contents(note);
+    for (const Invariants::Unfinished& u : invariants.unfinished()) {
+        if (u.owner >= ring.geometry().max_publishers) continue;  // a finding
+        const PublisherEntry& row = ring.publisher(u.owner);
+        unfinished.append(nb::make_tuple(u.slot, u.owner, u.word, row.attached_ns.load(std::memory_order_relaxed),
+                                         row.committed_seq.load(std::memory_order_relaxed)));
+    }
+    return nb::make_tuple(findings, unfinished);
+}
+
 }  // namespace
 
 void bind_ring(nb::module_& m) {
     m.def("check_ring", &check_ring, nb::arg("buffer"),
           nb::sig("def check_ring(buffer: Buffer) -> list[tuple[str, str]]"),
-          "The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. Beside a "
-          "living "
-          "broker words change between two looks: what counts is what others find, too.");
+          "The invariants of a ring (invariants.hpp) that do not hold: (field, what is wrong). Only reads. The caller "
+          "keeps the broker from moving: beside one at work it finds what is not so.");
+    m.def("look_at_ring", &look_at_ring, nb::arg("buffer"),
+          nb::sig("def look_at_ring(buffer: Buffer) -> tuple[list[tuple[str, str, tuple[int, ...]]], "
+                  "list[tuple[int, int, int, int, int]]]"),
+          "One look at the copy of a ring that may be at work. First what seems wrong: (field, what is wrong, the "
+          "words that make it so; none: the text has all). It is so when it is found three times in a row with the "
+          "same words. Then the slots that are owned and of no ticket: (slot, owner, slot word, attached_ns and "
+          "committed_seq of its row).");
     nb::class_<Monitor>(m, "Monitor", "Read-only look at the counters of a mapped ring; costs its users nothing.")
         .def(nb::init<nb::handle>(), nb::arg("buffer"), nb::sig("def __init__(self, buffer: Buffer) -> None"))
         .def("control", &Monitor::control, nb::sig("def control(self) -> dict[str, int]"),

@@ -6,8 +6,15 @@
 //                     one participant damaged, and a broker can live with
 //
 // Both only read. Who keeps the broker from moving (it holds the broker's lock, or is the broker) finds nothing in a
-// sound ring, even while publishers publish. Beside a living broker words change between two looks: what such a look
-// finds counts when others find it, too.
+// sound ring, even while publishers publish.
+//
+// Beside a broker at work the words of one look (inspection/copies.py) are of different moments, and much of what it
+// finds is not so. But three looks, one after the other, that find the same with the same words (Finding::words) are
+// right: the words that are compared take no value twice, as sequence numbers, tickets and generations only grow, and a
+// row taken again was attached at another time. So a word that is the same at two looks was so all the time between
+// them, and what is read between them is of the same moment. (Why three: what a release that is slow leaves between its
+// two stores is told by the journal, which is sure to be that release's only in the look after the first that meets
+// it.)
 //
 // A release that was cut short is not a fault: Broker::recover() finishes it. Here it counts as finished or not
 // begun.
@@ -16,6 +23,7 @@
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "ring.hpp"
@@ -26,6 +34,10 @@ namespace embar {
 struct Finding {
     char field[48] = "";
     char text[160] = "";
+    // The words that make it so and have to be the same in each look at a ring at work. None: all are in the text. (A
+    // text may tell words, too, that move and make no difference: how far the log is.)
+    u64 words[3] = {};
+    u32 word_count = 0;
 
     explicit operator bool() const noexcept { return field[0] != 0; }
     [[gnu::format(printf, 3, 4)]] void set(const char* name, const char* format, ...) noexcept {
@@ -34,6 +46,12 @@ struct Finding {
         va_start(values, format);
         std::vsnprintf(text, sizeof text, format, values);
         va_end(values);
+    }
+    template <class... Words>
+    Finding&& of(Words... them) && noexcept {
+        static_assert(sizeof...(them) <= 3);
+        ((words[word_count++] = them), ...);
+        return std::move(*this);
     }
 };
 
@@ -48,6 +66,12 @@ class Invariants {
 public:
     explicit Invariants(const Ring& ring) : ring_(ring), referred_(ring.geometry().slots, kNobody) {}
 
+    // A slot that is owned, and of no ticket: its publisher fills it, or nobody will ever free it.
+    struct Unfinished {
+        u32 slot, owner;
+        u64 word;
+    };
+
     // => false when something was wrong; `sink(Finding)` was told each.
     template <class Sink>
     bool check_structure(Sink&& sink) {
@@ -56,17 +80,40 @@ public:
             sound = false;
             sink(f);
         };
-        if (!check_bounds(wrong)) return false;  // without them there is no log to look at
+        bounded_ = check_bounds(wrong);
+        if (!bounded_) return false;  // without them there is no log to look at
         check_entries(wrong);
         return sound;
     }
-    // After check_structure() was true.
+    // After check_structure(). Where that was false, what it found may be the cause of what is found here.
     template <class Sink>
     void check_contents(Sink&& sink) {
+        if (!bounded_) return;
         check_slots(sink);
         check_batches(sink);
         check_publishers(sink);
         check_subscribers(sink);
+    }
+    // After check_structure(). Nothing where there is no log to look at.
+    std::vector<Unfinished> unfinished() {
+        std::vector<Unfinished> found;
+        if (!bounded_) return found;
+        for (u32 s = 0; s < ring_.geometry().slots; ++s) {
+            const u64 w = ring_.slot(s).word.load(std::memory_order_acquire);
+            if (!slot_word::is_owned(w) || referred_[s] != kNobody) continue;
+            if (bounds_.release_cut_short && ticket::slot(bounds_.journal) == s &&
+                (slot_word::generation(w) & ticket::kGenerationMask) == ticket::generation(bounds_.journal))
+                continue;
+            found.push_back({s, slot_word::owner(w), w});
+        }
+        // Some may have been committed since their entries were looked at; a publisher does that before it claims
+        // another. (In a copy of a ring at work an entry may be of a lap that was not looked for.)
+        for (u64 t = 0; t < ring_.geometry().tickets; ++t) {
+            const u64 e = ring_.entry(t).load(std::memory_order_acquire);
+            if (ticket::is_used(e) && ticket::slot(e) < referred_.size()) referred_[ticket::slot(e)] = t;
+        }
+        std::erase_if(found, [this](const Unfinished& u) { return referred_[u.slot] != kNobody; });
+        return found;
     }
     const LogBounds& bounds() const noexcept { return bounds_; }
 
@@ -110,13 +157,11 @@ private:
             if (b.release_cut_short) {
                 const u64 journal = c.releasing.load(std::memory_order_relaxed);
                 if (!ticket::is_used(journal) || ticket::lap(journal) != ring_.lap_of(b.released) ||
-                    ticket::slot(journal) >= slots) {
+                    ticket::slot(journal) >= slots)
                     wrong(finding("control.releasing",
                                   "%#" PRIx64 ": no batch of ticket %" PRIu64
                                   ", whose entry is recycled and whose release is not done",
                                   journal, b.released));
-                    return false;
-                }
                 b.journal = journal;
                 ++b.released;
             }
@@ -198,42 +243,28 @@ private:
     // A slot that no ticket refers to is free, or a publisher fills it: one at a time.
     template <class Sink>
     void check_slots(Sink&& wrong) {
-        struct Owned {
-            u32 slot, owner;
-        };
-        std::vector<Owned> uncommitted;
         for (u32 s = 0; s < ring_.geometry().slots; ++s) {
             const u64 w = ring_.slot(s).word.load(std::memory_order_acquire);
-            const u32 owner = slot_word::owner(w);
-            if (!slot_word::is_owned(w)) {
-                if (w != slot_word::free(slot_word::generation(w)))
-                    wrong(finding(Place("slot_words", s).name, "%#" PRIx64 ": free, with owner %u", w, owner));
-                continue;
-            }
-            if (referred_[s] != kNobody) continue;
-            if (bounds_.release_cut_short && ticket::slot(bounds_.journal) == s &&
-                (slot_word::generation(w) & ticket::kGenerationMask) == ticket::generation(bounds_.journal))
-                continue;
-            uncommitted.push_back({s, owner});
+            if (!slot_word::is_owned(w) && w != slot_word::free(slot_word::generation(w)))
+                wrong(
+                    finding(Place("slot_words", s).name, "%#" PRIx64 ": free, with owner %u", w, slot_word::owner(w)));
         }
-        // Some may have been committed since their entries were looked at; a publisher does that before it claims
-        // another.
-        for (u64 t = bounds_.head; t < bounds_.released + ring_.geometry().tickets; ++t) {
-            const u64 e = ring_.entry(t).load(std::memory_order_acquire);
-            if (ticket::is_used(e) && ticket::slot(e) < referred_.size()) referred_[ticket::slot(e)] = t;
-        }
-        std::vector<u32> filling(ring_.geometry().max_publishers);
-        for (const Owned& o : uncommitted) {
-            if (referred_[o.slot] != kNobody) continue;
-            const Place place("slot_words", o.slot);
-            if (o.owner >= ring_.geometry().max_publishers)
-                wrong(finding(place.name, "owner %u, and no ticket refers to it: the slot is lost", o.owner));
-            else if (ring_.publisher(o.owner).state.load(std::memory_order_acquire) ==
+        std::vector<const Unfinished*> filling(ring_.geometry().max_publishers);
+        const auto all = unfinished();
+        for (const Unfinished& u : all) {
+            const Place place("slot_words", u.slot);
+            if (u.owner >= filling.size())
+                wrong(
+                    finding(place.name, "owner %u, and no ticket refers to it: the slot is lost", u.owner).of(u.word));
+            else if (ring_.publisher(u.owner).state.load(std::memory_order_acquire) ==
                      static_cast<u32>(EntryState::Free))
-                wrong(finding(place.name, "owned by publisher %u, which is not connected: the slot is lost", o.owner));
-            else if (++filling[o.owner] > 1)
-                wrong(finding(place.name, "publisher %u owns %u slots that it has not committed: one is lost", o.owner,
-                              filling[o.owner]));
+                wrong(finding(place.name, "owned by publisher %u, which is not connected: the slot is lost", u.owner)
+                          .of(u.word));
+            else if (const Unfinished* other = std::exchange(filling[u.owner], &u))
+                wrong(finding(place.name,
+                              "publisher %u owns it and slot %u, and has committed neither: one of them is lost",
+                              u.owner, other->slot)
+                          .of(u.word, other->word));
         }
     }
 
@@ -281,12 +312,16 @@ private:
             const u32 state = row.state.load(std::memory_order_acquire);
             if (state > static_cast<u32>(EntryState::Closed))
                 wrong(finding(Place("publishers", i, ".state").name, "%u: there are the states 0 to 2", state));
+            const u32 fault = row.fault.load(std::memory_order_relaxed);
+            if (fault > static_cast<u32>(Fault::OutOfOrder))
+                wrong(finding(Place("publishers", i, ".fault").name, "%u: there are the faults 0 to 2", fault));
             if (state != static_cast<u32>(EntryState::Active)) continue;
             const u64 accepted = row.accepted_seq.load(std::memory_order_acquire);
             const u64 committed = row.committed_seq.load(std::memory_order_acquire);
             if (accepted > committed + 1)  // it is told after the commit
                 wrong(finding(Place("publishers", i, ".accepted_seq").name, "%" PRIu64 ": %" PRIu64 " are committed",
-                              accepted, committed));
+                              accepted, committed)
+                          .of(accepted, committed, row.attached_ns.load(std::memory_order_relaxed)));
         }
     }
     template <class Sink>
@@ -296,18 +331,23 @@ private:
             const u32 state = row.state.load(std::memory_order_acquire);
             if (state > static_cast<u32>(SubscriberState::Closed))
                 wrong(finding(Place("subscribers", i, ".state").name, "%u: there are the states 0 to 4", state));
+            const u32 mode = row.mode.load(std::memory_order_relaxed);
+            if (mode > static_cast<u32>(SubscribeMode::Lossy))
+                wrong(finding(Place("subscribers", i, ".mode").name, "%u: there are the modes 0 and 1", mode));
             if (state != static_cast<u32>(SubscriberState::Active)) continue;
             const u64 cursor = row.cursor.load(std::memory_order_acquire);
-            const bool gate = row.mode.load(std::memory_order_relaxed) == static_cast<u32>(SubscribeMode::Reliable);
+            const bool gate = mode == static_cast<u32>(SubscribeMode::Reliable);
             if (cursor > bounds_.head || (gate && cursor < bounds_.released))
                 wrong(finding(Place("subscribers", i, ".cursor").name,
                               "%" PRIu64 ": the log holds %" PRIu64 " to %" PRIu64, cursor, bounds_.released,
-                              bounds_.head));
+                              bounds_.head)
+                          .of(cursor, row.attached_ns.load(std::memory_order_relaxed)));
         }
     }
 
     Ring ring_;
     LogBounds bounds_;
+    bool bounded_ = false;
     std::vector<u64> referred_;  // by slot: the ticket that refers to it
 };
 

@@ -7,7 +7,7 @@ cache lines that it reads. It takes no lock.
 
 A copy is no instant: the words of a ring at work may be from some microseconds apart. What moves
 only forward is read in the order in which it is behind: a subscriber's cursor before `head`, `head`
-before the tickets. `is_still` tells whether the broker has done anything meanwhile.
+before the tickets. What needs words of one moment compares several copies (fsck.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ __all__ = ["Cut", "Words", "header_page"]
 _FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 
 _STRUCTS: Final = _core.structs()
-_CONTROL_BYTES, _CONTROL_FIELDS = _STRUCTS["Control"]
-# What only a broker at work moves.
-_BROKER_OFFSETS: Final = [
-    offset for name, offset, _, _ in _CONTROL_FIELDS if name in ("head", "released", "releasing")
-]
+_CONTROL_BYTES: Final = _STRUCTS["Control"][0]
 _PUBLISHER_BYTES, _PUBLISHER_FIELDS = _STRUCTS["PublisherEntry"]
 _SUBSCRIBER_BYTES: Final = _STRUCTS["SubscriberEntry"][0]
 # The histograms are most of a row, and nothing here looks at them.
@@ -69,7 +65,6 @@ class Words:
             self._copy(g.publishers_offset + row * _PUBLISHER_BYTES, _PUBLISHER_WORDS)
         self._copy(g.subscribers_offset, g.max_subscribers * _SUBSCRIBER_BYTES)
         self._copy(_core.SEGMENT_HEADER_BYTES, _CONTROL_BYTES)
-        self._broker = self._broker_words()
         self._copy(g.tickets_offset, g.slots_offset - g.tickets_offset)
         if headers:
             for slot in range(g.slots):
@@ -79,18 +74,6 @@ class Words:
     def monitor(self) -> _core.Monitor:
         """A look at the copy."""
         return _core.Monitor(self.memory)
-
-    def is_still(self) -> bool:
-        """Has the broker neither accepted nor released anything since its words were copied?"""
-        page = os.pread(self._fd, _CONTROL_BYTES, _core.SEGMENT_HEADER_BYTES)
-        return all(
-            page[offset : offset + 8] == word
-            for offset, word in zip(_BROKER_OFFSETS, self._broker, strict=True)
-        )
-
-    def _broker_words(self) -> list[bytes]:
-        begin = _core.SEGMENT_HEADER_BYTES
-        return [self.memory[begin + offset : begin + offset + 8] for offset in _BROKER_OFFSETS]
 
     def _copy(self, offset: int, size: int) -> None:
         with memoryview(self.memory) as whole, whole[offset : offset + size] as part:

@@ -3,9 +3,13 @@
 First the header against this version and the file, then every word behind it, with the same code
 that a broker runs before it takes a ring over (``_native/invariants.hpp``), on a private copy.
 
-While a broker is at work its words change between two reads of a copy. So a copy is preferred in
-which it has not moved, and what is found has to be found again, in copies some time apart: damage
-stays, and what was only seen in passing does not.
+While a broker is at work its words change between two reads of a copy, and much that is found in
+one is not so. What counts is found in several copies, one after the other, of the same words with
+the same values: why that is never wrong, ``invariants.hpp`` explains. Damage that somebody writes
+over meanwhile is not found, and need not be; what stays is, however busy the ring.
+
+One thing cannot be seen in a copy at all: a slot that a living publisher owns, and of which it
+knows nothing. It fills one slot at a time, so one that it owns while it commits others is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from embar_shm import _core
 from embar_shm.errors import ResourceError
-from embar_shm.inspection.copies import Cut, Words
+from embar_shm.inspection.copies import Cut
 from embar_shm.inspection.files import SegmentFile
 from embar_shm.inspection.segments import OpenSegment, SegmentView, State, examined, opened
 from embar_shm.inspection.segments import examine as examine_file
@@ -34,9 +38,8 @@ VERDICTS: Final[dict[Verdict, str]] = {
 }
 """Every verdict, and what it means."""
 
-_LOOKS: Final = 6  # copies in which a finding has to be there
+_LOOKS: Final = 6  # copies in which a finding has to be there; three would do
 _APART: Final = 0.02  # seconds between them: a broker accepts hundreds of batches meanwhile
-_COPIES: Final = 50  # tries to copy a ring between two steps of its broker
 _EMPTY: Final[tuple[State, ...]] = ("creating", "unfinished")
 _NOT_CHECKED: Final[tuple[State, ...]] = ("other version", "other boot", "closed to us")
 
@@ -83,7 +86,7 @@ class Checked:
     segment: SegmentView
     verdict: Verdict
     findings: tuple[Finding, ...]
-    looks: int  # copies that were checked: more than one when something was found
+    looks: int  # copies that were checked: more than one when there was something to confirm
 
     def as_json(self) -> dict[str, Any]:
         """Without what ls tells."""
@@ -101,7 +104,8 @@ class Checked:
 def check(file: SegmentFile) -> Checked | None:
     """Checks a segment. None: it has vanished. Changes nothing; takes no lock.
 
-    Takes milliseconds for a sound ring, and a fraction of a second where something is found.
+    Takes milliseconds for a sound ring, and a fraction of a second where something is found, or a
+    publisher keeps a slot.
     """
     seen = examine_file(file)
     if seen is None:
@@ -149,25 +153,45 @@ def _in_header(segment: OpenSegment) -> list[Finding]:
 
 def _in_words(segment: OpenSegment) -> tuple[list[Finding], int]:
     """What every one of several copies has, and how many were looked at. Raises `Cut`."""
-    last: dict[str, str] = {}
+    found: dict[tuple[str, tuple[int, ...] | str], str] = {}
+    kept: dict[tuple[int, ...], list[int]] = {}  # slots of no ticket: see _lost()
     for look in range(_LOOKS):
         if look:
             time.sleep(_APART)
-        found = dict(_core.check_ring(_still_copy(segment).memory))
-        # By the field alone: at work, the values that do not fit together are others each time.
-        last = found if look == 0 else {f: text for f, text in found.items() if f in last}
-        if not last:
+        wrong, unfinished = _core.look_at_ring(segment.words(headers=True).memory)
+        found = {
+            (field, words or text): text
+            for field, text, words in wrong
+            if look == 0 or (field, words or text) in found
+        }
+        kept = {
+            (slot, *whose): [*kept.get((slot, *whose), ()), committed]
+            for slot, *whose, committed in unfinished
+            if look == 0 or (slot, *whose) in kept
+        }
+        if not found and not kept:
             return [], look + 1
-    return [_finding(field, text) for field, text in last.items()], _LOOKS
+    findings = [_finding(field, text) for (field, _), text in found.items()]
+    return findings + _lost(kept), _LOOKS
 
 
-def _still_copy(segment: OpenSegment) -> Words:
-    """A copy during which the broker did nothing, if that can be had."""
-    for _ in range(_COPIES):
-        words = segment.words(headers=True)
-        if words.is_still():
-            break
-    return words
+def _lost(kept: dict[tuple[int, ...], list[int]]) -> list[Finding]:
+    """Of slots that are of no ticket in all copies, those whose publisher has committed others.
+
+    By slot, owner, slot word and time of attachment: how many batches it had committed, in each.
+    """
+    # Not in the outer copies: others may be committed before the slot word was copied for the first
+    # time, and its own after the tickets were for the last, or, if it is released at once, the last
+    # but one.
+    return [
+        _finding(
+            f"slot_words[{slot}]",
+            f"publisher {owner} has committed others since, and no ticket refers to it: "
+            "the slot is lost",
+        )
+        for (slot, owner, *_), committed in kept.items()
+        if committed[1] != committed[-3]
+    ]
 
 
 def _finding(field: str, problem: str) -> Finding:

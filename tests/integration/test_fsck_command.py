@@ -5,9 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +18,7 @@ from embar_shm.inspection import files, fsck
 from embar_shm.inspection.copies import Words
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
-from embar_shm.testing import Child, wait_until
-
-sys.path.append(str(Path(__file__).parents[1] / "faults"))
-from programs import BUSY
+from embar_shm.testing import Child
 
 SMALL = Geometry.plan(slots=2, slot_bytes=4096, max_publishers=4)
 CONTROL = _core.SEGMENT_HEADER_BYTES
@@ -212,43 +207,54 @@ def test_a_ring_that_a_broker_has_quarantined_tells_what_it_found(
     assert "tickets[" in finding["problem"]
 
 
-def test_a_ring_at_full_speed_is_sound(
-    command: Command, make_broker: Callable[..., es.Broker], run_child: Callable[..., Child]
+# Looks at a ring at work, one after the other: (field, text, words).
+LOOKS: dict[str, tuple[list[list[tuple[str, str, tuple[int, ...]]]], list[tuple[str, str]]]] = {
+    "another field": ([[("a", "1", ()), ("b", "1", ())], [("c", "1", ())]], []),
+    "other words": ([[("a", "1", ())], [("a", "2", ())]], []),
+    "another row": ([[("a", "1", (5, 1))], [("a", "1", (5, 2))]], []),
+    "all but the last": ([[("a", "1", ())]] * 5 + [[]], []),
+    "the same": ([[("a", "1", ()), ("b", "1", ())], *[[("a", "1", ())]] * 5], [("a", "1")]),
+    "the same words": ([[("a", f"5 of {n}", (5, 1))] for n in range(6)], [("a", "5 of 5")]),
+}
+
+
+@pytest.mark.parametrize(("looks", "told"), LOOKS.values(), ids=LOOKS)
+def test_only_what_is_the_same_in_every_look_is_told(
+    left: Segment, monkeypatch: pytest.MonkeyPatch, looks: Any, told: list[tuple[str, str]]
 ) -> None:
-    broker = make_broker("0", slots=4).start()
-    with es.Subscriber.connect(broker.address, mode="lossy"):
-        for _ in range(2):
-            run_child(BUSY, broker.address).expect("publishing")
-        seen = broker.stats().batches
-        for _ in range(5):
-            assert checked(command, broker.segment.name)["findings"] == []
-        wait_until(lambda: broker.stats().batches > seen, "the ring is in use")
-
-
-def test_damage_beside_a_broker_is_found(
-    command: Command, make_broker: Callable[..., es.Broker]
-) -> None:
-    broker = make_broker("0", slots=4).start()
-    g, memory = broker.segment.geometry, broker.segment.memory
-    spare = g.publishers_offset + 5 * _core.structs()["PublisherEntry"][0]
-    fd = os.open(broker.segment.name.path, os.O_RDWR)
-    try:
-        assert _core.try_lock(fd, _core.publisher_lock(5))  # alive, or the broker would reap it
-        struct.pack_into("<I", memory, spare, 77)
-        assert "publishers[5].state" in fields(checked(command, broker.segment.name, code=3))
-        struct.pack_into("<I", memory, spare, 0)
-    finally:
-        os.close(fd)
-
-
-def test_what_is_seen_in_passing_is_not_told(
-    left: Segment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = iter([[("a", "1"), ("b", "1")], [("b", "2"), ("c", "2")], [("c", "3")]])
-    monkeypatch.setattr(_core, "check_ring", lambda _memory: next(looks))
+    each = iter(looks)
+    monkeypatch.setattr(_core, "look_at_ring", lambda _memory: (next(each), []))
+    monkeypatch.setattr(fsck, "_APART", 0.0)
     done = fsck.check(files.SegmentFile.of(left.name))
     assert done is not None
-    assert (done.verdict, done.findings, done.looks) == ("sound", (), 3)
+    assert [(finding.field, finding.problem) for finding in done.findings] == told
+    assert done.looks == len(looks)
+
+
+# The batches that the publisher of a slot had committed by each look, and the slot's word.
+KEPT = {
+    "it fills it": ([7] * 6, [1] * 6, False),
+    "it has committed others": ([7, 8, 9, 10, 11, 12], [1] * 6, True),
+    "before the first look": ([7, 8, 8, 8, 8, 8], [1] * 6, False),
+    "it goes on in the last looks": ([7, 7, 7, 7, 8, 9], [1] * 6, False),
+    "it was another time that it had it": ([7, 8, 9], [1, 1, 2], False),
+}
+
+
+@pytest.mark.parametrize(("committed", "words", "lost"), KEPT.values(), ids=KEPT)
+def test_a_slot_is_lost_whose_publisher_commits_others_while_it_owns_it(
+    left: Segment,
+    monkeypatch: pytest.MonkeyPatch,
+    committed: list[int],
+    words: list[int],
+    lost: bool,
+) -> None:
+    looks = iter([([], [(1, 0, w, 5, c)]) for c, w in zip(committed, words, strict=True)])
+    monkeypatch.setattr(_core, "look_at_ring", lambda _memory: next(looks))
+    monkeypatch.setattr(fsck, "_APART", 0.0)
+    done = fsck.check(files.SegmentFile.of(left.name))
+    assert done is not None
+    assert [finding.field for finding in done.findings] == ["slot_words[1]"] * lost
 
 
 def test_garbage_behind_the_header_is_survived(command: Command, left: Segment) -> None:

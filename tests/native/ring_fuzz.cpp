@@ -571,7 +571,10 @@ private:
             if (!hostile_) fail("sound, and found: %s: %s", f.field, f.text);
             if (f.field[0] == 0 || f.text[0] == 0) fail("a finding without a field, or without a text");
         };
-        if (invariants.check_structure(note)) invariants.check_contents(note);
+        invariants.check_structure(note);
+        invariants.check_contents(note);
+        for (const Invariants::Unfinished& u : invariants.unfinished())
+            if (u.slot >= ring.geometry().slots) fail("slot %u is unfinished: there is none", u.slot);
         return true;
     }
 
