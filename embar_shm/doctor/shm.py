@@ -99,7 +99,7 @@ def _stale(machine: Machine, _run: DefaultRun) -> Finding:
     closed: list[str] = []
     used = 0
     for name in machine.names(_SHM):
-        if not _is_segment(name):
+        if _ring_of(name) is None:
             continue
         try:
             leftover = _leftover(machine, name)
@@ -114,25 +114,26 @@ def _stale(machine: Machine, _run: DefaultRun) -> Finding:
             stale.append(leftover)
     in_use = f"{used} in use" if used else ""
     if stale:
-        names = [f"{_SHM}/{one.name}" for one in stale if not one.publishers]
+        rings = [_ring_of(one.name) for one in stale if not one.publishers]
         size = about(sum(one.size for one in stale))
         return Finding(
             ", ".join(filter(None, [f"{len(stale)} stale with {size}", in_use])),
             "warning",
             f"Without a broker: {listing([str(one) for one in stale])}.",
-            f"rm {' '.join(map(shlex.quote, names))}" if names else None,
+            f"embar-shm clean {' '.join(map(str, rings))}" if rings else None,
         )
     if closed:
         raise Unreadable(f"{listing(closed)} may not be opened: other users' segments")
     return Finding(f"none{in_use and f' ({in_use})'}", "ok")
 
 
-def _is_segment(name: str) -> bool:
+def _ring_of(name: str) -> RingName | None:
+    """The ring whose segment would have this name."""
     prefix, *parts = name.split(".")
     try:
-        return prefix == "embar" and bool(RingName.parse("/".join(parts)))
+        return RingName.parse("/".join(parts)) if prefix == "embar" else None
     except ConfigurationError:
-        return False
+        return None
 
 
 def _leftover(machine: Machine, name: str) -> Leftover | None:

@@ -112,7 +112,7 @@ SHM_CASES = [
         "warning",
         "2 stale with 6 B",
         files={"/dev/shm/embar.demo.0": "123", "/dev/shm/embar.demo.1": "456"},
-        fix="rm /dev/shm/embar.demo.0 /dev/shm/embar.demo.1",
+        fix="embar-shm clean demo/0 demo/1",
         why="2 h 00 min 00 s old",
         answers={"is_locked": lambda _fd, _offset: False},
     ),
