@@ -33,12 +33,13 @@ def clean_command(names: tuple[str, ...], force: bool, dry_run: bool, as_json: b
     committed batch is accepted, and every accepted one is read. What has to stay, says why. A
     broker that died can be started again instead, with everything that is in its ring.
 
-    Exit code 1 when a segment that was named is still there.
+    Exit code 1 when a segment that was named is still there, or somebody else has removed it.
     """
     if force and not names:
         raise click.UsageError("--force needs the names of the segments to give up")
     found = [files.ring_named(name) for name in names] if names else files.segment_files()
-    done = [cleaned for file in found if (cleaned := clean(file, force=force, dry_run=dry_run))]
+    judged = [(file, clean(file, force=force, dry_run=dry_run)) for file in found]
+    done = [cleaned for _, cleaned in judged if cleaned is not None]
     if as_json:
         listed = [cleaned.as_json() for cleaned in done]
         click.echo(
@@ -47,5 +48,9 @@ def clean_command(names: tuple[str, ...], force: bool, dry_run: bool, as_json: b
     else:
         render_clean.cleaned(done)
     sys.stdout.flush()
+    if names:
+        for file, cleaned in judged:  # only now: what became of the others has to be told
+            if cleaned is None:
+                raise files.no_such_segment(file)
     if names and any(cleaned.action == "kept" for cleaned in done):
         sys.exit(1)

@@ -17,7 +17,7 @@ import embar_shm as es
 from embar_shm import _core
 from embar_shm.address import RingName
 from embar_shm.inspection import cleaning, files
-from embar_shm.inspection.segments import OpenSegment
+from embar_shm.inspection.segments import OpenSegment, SegmentView
 from embar_shm.layout import Geometry
 from embar_shm.segment import Segment
 from embar_shm.testing import Child
@@ -189,6 +189,26 @@ def test_of_two_who_clean_one_wins(left: Segment) -> None:
         os.close(fd)
     left.unlink()
     assert cleaning.clean(files.SegmentFile.of(left.name)) is None  # vanished
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",), ("--json",)])
+def test_a_named_segment_that_somebody_else_removes_meanwhile_is_told_after_the_others(
+    command: Command, left: Segment, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    other = RingName(left.name.cluster, "other")
+    found = cleaning.examine
+
+    def gone(file: files.SegmentFile) -> SegmentView | None:
+        if file.ring == other:
+            other.path.unlink()
+        return found(file)
+
+    other.path.touch()
+    monkeypatch.setattr(cleaning, "examine", gone)
+    assert command("clean", str(other), str(left.name), *flags) == 1
+    assert f"there is no segment {other} on this machine" in command.stderr
+    assert str(left.name) in command.stdout
+    assert left.name.path.exists() == ("--dry-run" in flags)
 
 
 def test_without_names_all_that_is_dead_goes_and_the_rest_says_why(cluster: str) -> None:
