@@ -1,9 +1,9 @@
 """Removing segments that are dead and drained, and nothing else.
 
-Dead: the kernel says that nobody holds the broker's lock, nor any participant's. Drained: nothing
-committed is unaccepted, nothing accepted is unread. The broker's lock of the file is held while its
-name is removed, as in `left_behind`: no broker can take the segment over meanwhile, and of
-several who clean, one wins.
+Dead: the kernel says that nobody holds the broker's lock, nor any participant's. Drained:
+everything that is committed is accepted, what is accepted is read, and nothing is damaged. The
+broker's lock of the file is held while its name is removed, as in `left_behind`: no broker can take
+the segment over meanwhile, and of several who clean, one wins.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import posix_ipc
 
 from embar_shm import _core
 from embar_shm.errors import ResourceError
+from embar_shm.inspection.copies import Cut
+from embar_shm.inspection.drained import batches, wanted
 from embar_shm.inspection.files import SegmentFile
 from embar_shm.inspection.segments import (
     OpenSegment,
@@ -85,7 +87,7 @@ def clean(file: SegmentFile, *, force: bool = False, dry_run: bool = False) -> C
             return _judged(segment, force=force, dry_run=dry_run)
     except FileNotFoundError:
         return None
-    except ResourceError as error:
+    except (ResourceError, Cut) as error:
         return Cleaned(seen, "kept", error.message)
 
 
@@ -96,7 +98,7 @@ def _judged(segment: OpenSegment, *, force: bool, dry_run: bool) -> Cleaned:
     if why is not None:
         return Cleaned(seen, "kept", why)
     log = seen.ring and seen.ring.log
-    lost = f", with {_batches(log.unread + log.unaccepted)}" if log and force else ""
+    lost = f", with {batches(log.unread + log.unaccepted)}" if log and force else ""
     told = f"{seen.state}, nobody is alive in it{lost}"
     if dry_run:
         return Cleaned(seen, "would remove", told)
@@ -124,31 +126,10 @@ def _obstacle(segment: OpenSegment, seen: SegmentView, force: bool) -> str | Non
         return None
     if seen.state in _NEEDS_FORCE:
         return f"{_NEEDS_FORCE[seen.state]}; --force removes it"
-    if seen.ring is not None:
-        log = seen.ring.log
-        left = [
-            *([f"{_batches(log.unread)} that nobody is known to have read"] if log.unread else []),
-            *([f"{_batches(log.unaccepted)} not accepted"] if log.unaccepted else []),
-        ]
-        absent = [p.remote and p.state == "active" for p in seen.ring.publishers].count(True)
-        absent += [s.remote and s.state == "active" for s in seen.ring.subscribers].count(True)
-        if absent and not left:
-            return (
-                f"{absent} participants on a network will come back to it: start the broker again, "
-                "or give them up with --force"
-            )
-        if left:
-            return (
-                f"it has {' and '.join(left)}: start the broker again, or give them up with --force"
-            )
-    return None
+    return wanted(segment.words(headers=True), seen.ring) if seen.ring is not None else None
 
 
 def _alive(living: list[str]) -> str:
     more = f" and {len(living) - _NAMED} more" if len(living) > _NAMED else ""
     shown = f"{', '.join(living[:_NAMED])}{more}"
     return f"{shown} {'is' if len(living) == 1 else 'are'} alive"
-
-
-def _batches(count: int) -> str:
-    return f"{count:,} {'batch' if count == 1 else 'batches'}"

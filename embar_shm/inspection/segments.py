@@ -17,7 +17,16 @@ from embar_shm.inspection.text import printable
 from embar_shm.layout import Difference, Geometry, header_differences
 from embar_shm.units import format_size
 
-__all__ = ["STATES", "OpenSegment", "SegmentView", "State", "examine", "examined", "opened"]
+__all__ = [
+    "STATES",
+    "OpenSegment",
+    "SegmentView",
+    "State",
+    "examine",
+    "examined",
+    "living",
+    "opened",
+]
 
 State: TypeAlias = Literal[
     "starting",
@@ -129,17 +138,8 @@ class OpenSegment:
         return Words(self.fd, self.header, self.geometry, headers=headers)
 
     def living(self) -> list[str]:
-        """Everybody who holds a lock, found without the tables: "the broker", "publisher 3"."""
-        rows: tuple[tuple[str, Callable[[int], int], int], ...] = (
-            ("publisher", _core.publisher_lock, _core.MAX_PUBLISHERS),
-            ("subscriber", _core.subscriber_lock, _core.MAX_SUBSCRIBERS),
-        )
-        return [*(["the broker"] if self.broker_is_alive else [])] + [
-            f"{kind} {row}"
-            for kind, lock_of, count in rows
-            for row in range(count)
-            if _core.is_locked(self.fd, lock_of(row))
-        ]
+        """Everybody who holds a lock, as `living`."""
+        return living(self.fd)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -149,6 +149,20 @@ class OpenSegment:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def living(fd: int) -> list[str]:
+    """Everybody else who holds a lock, found without the tables: "the broker", "publisher 3"."""
+    rows: tuple[tuple[str, Callable[[int], int], int], ...] = (
+        ("publisher", _core.publisher_lock, _core.MAX_PUBLISHERS),
+        ("subscriber", _core.subscriber_lock, _core.MAX_SUBSCRIBERS),
+    )
+    return [*(["the broker"] if _core.is_locked(fd, _core.BROKER_LOCK) else [])] + [
+        f"{kind} {row}"
+        for kind, lock_of, count in rows
+        for row in range(count)
+        if _core.is_locked(fd, lock_of(row))
+    ]
 
 
 def opened(file: SegmentFile, *, write: bool = False) -> OpenSegment:

@@ -23,7 +23,8 @@ from embar_shm.segment import Segment
 from embar_shm.testing import Child
 
 SMALL = Geometry.plan(slots=2, slot_bytes=4096, max_publishers=4)
-STATE = _core.SEGMENT_HEADER_BYTES + 4 * 128  # of the broker
+HEAD = _core.SEGMENT_HEADER_BYTES + 128  # the broker's words
+STATE = _core.SEGMENT_HEADER_BYTES + 4 * 128
 
 
 def cleaned(command: Command, name: RingName, *flags: str, code: int = 0) -> dict[str, Any]:
@@ -145,6 +146,26 @@ def test_what_cannot_be_judged_needs_force(
     assert one["why"].endswith("--force removes it")
     assert cleaned(command, left.name, "--dry-run", "--force")["action"] == "would remove"
     cleaned(command, left.name, "--force")
+
+
+def test_a_ring_with_damaged_words_needs_force_however_empty_it_seems(
+    command: Command, name: RingName, run_child: Callable[..., Child]
+) -> None:
+    killed_broker(run_child, name, unread=2)
+    with name.path.open("r+b") as file:
+        header = _core.read_header(file.read(_core.SEGMENT_HEADER_BYTES))
+        g = Geometry.plan(
+            *(header[k] for k in ("slots", "slot_bytes", "max_publishers", "max_subscribers"))
+        )
+        file.seek(HEAD)
+        file.write(struct.pack("<Q", 0))
+        file.seek(g.tickets_offset)
+        file.write(bytes(8 * g.tickets))
+    for flags in ((), ("--dry-run",)):
+        one = cleaned(command, name, *flags, code=1)
+        assert (one["unread"], one["unaccepted"]) == (0, 0)
+        assert one["why"] == "it is damaged: embar-shm fsck tells more; --force removes it"
+    cleaned(command, name, "--force")
 
 
 def test_what_is_no_segment_is_never_removed(command: Command, name: RingName) -> None:
