@@ -273,7 +273,8 @@ private:
         std::vector<u64> last(ring_.geometry().max_publishers);  // seq of each publisher's batch before
         for (u64 t = bounds_.released; t < bounds_.head; ++t) {
             const u64 e = ring_.entry(t).load(std::memory_order_acquire);
-            if (ticket::is_refused(e)) continue;
+            // (In a copy of a ring at work it may be of the next lap by now.)
+            if (ticket::lap(e) != ring_.lap_of(t) || ticket::is_refused(e)) continue;
             const u32 s = ticket::slot(e) % ring_.geometry().slots;
             const u32 owner = slot_word::owner(ring_.slot(s).word.load(std::memory_order_acquire));
             BatchHeader h;
