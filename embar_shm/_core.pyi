@@ -306,8 +306,7 @@ class PublisherCore:
 
     def close(self) -> bool:
         """
-        Gives the row back. Flush first. False: that was done before. When it raises, the publisher is open, also
-        after begin_close().
+        Gives the row back; False: that was done before. Flush first. When it raises, the publisher is open.
         """
 
     def after_fork_in_child(self) -> None:

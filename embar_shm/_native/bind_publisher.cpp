@@ -176,9 +176,7 @@ void bind_publisher(nb::module_& m) {
         .def("begin_close", &PublisherCore::begin_close,
              "Refuses messages, as when it is closed: flush() and close(), which shall follow, wait for nobody long.")
         .def("close", &PublisherCore::close,
-             "Gives the row back. Flush first. False: that was done before. When it raises, the publisher is open, "
-             "also\n"
-             "after begin_close().")
+             "Gives the row back; False: that was done before. Flush first. When it raises, the publisher is open.")
         .def("after_fork_in_child", &PublisherCore::after_fork_in_child, "Makes this object raise in a forked child.")
         .def_prop_ro(
             "context", [](const PublisherCore& p) -> nb::object { return p.context_; },

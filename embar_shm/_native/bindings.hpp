@@ -80,6 +80,13 @@ inline void check_signals() {
     if (stay_if_python_ends([] { return PyErr_CheckSignals(); }) != 0) throw nb::python_error();
 }
 
+// For who waits for another thread of this process, and looks again: 100 us, without the GIL.
+inline void nap() {
+    Unlocked unlocked;
+    const timespec pause{0, 100'000};
+    nanosleep(&pause, nullptr);
+}
+
 inline SpinOptions spin_options(int wait_mode, double spin_us, unsigned cpus) {
     if (wait_mode < 0 || wait_mode > 2) throw nb::value_error("wait mode must be 0 (adaptive), 1 (spin) or 2 (block)");
     return {static_cast<WaitMode>(wait_mode), static_cast<std::uint64_t>(std::max(spin_us, 0.0) * 1e3), cpus};

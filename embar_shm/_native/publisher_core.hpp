@@ -26,7 +26,6 @@ public:
                                  what, seq, waited));
     }
     [[noreturn]] static void raise_buffer(nb::handle object, const char* expected) {
-        PyErr_Clear();
         raise_object(call_python("embar_shm.diagnose", "buffer_error", object, expected));
     }
 
@@ -72,11 +71,7 @@ public:
                 if (now_ns() >= deadline) p_.raise_timeout("lock", 0, static_cast<double>(now_ns() - begin) / 1e9);
                 // Counted, and so left the lock, only here: a signal handler may use the publisher, too.
                 ++p_.waiting_;
-                {
-                    Unlocked unlocked;
-                    const timespec pause{0, 100'000};
-                    nanosleep(&pause, nullptr);
-                }
+                nap();
                 --p_.waiting_;
                 if (p_.passed_on_ns_ && begin <= p_.passed_on_ns_) {
                     p_.passed_on_ns_ = 0;

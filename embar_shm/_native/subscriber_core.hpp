@@ -48,11 +48,7 @@ public:
             while (!take(me)) {
                 s.check_open();
                 if (now_ns() >= deadline) s.raise("lock", static_cast<double>(now_ns() - begin) / 1e9);
-                {
-                    Unlocked unlocked;
-                    const timespec pause{0, 100'000};
-                    nanosleep(&pause, nullptr);
-                }
+                nap();
                 check_signals();
             }
         }
@@ -220,11 +216,7 @@ public:
     // Waits until no other thread is in a call. Once closed, they come out within kSliceNs.
     void settle() {
         const unsigned long me = PyThread_get_thread_ident();
-        for (unsigned long in_call; (in_call = turn_) != 0 && in_call != me;) {
-            Unlocked unlocked;
-            const timespec pause{0, 100'000};
-            nanosleep(&pause, nullptr);
-        }
+        for (unsigned long in_call; (in_call = turn_) != 0 && in_call != me;) nap();
     }
     bool is_closed() const noexcept { return closed_ || is_forked(); }
     bool is_forked() const noexcept { return forks_behind.load(std::memory_order_relaxed) != born_after_; }
