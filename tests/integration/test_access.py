@@ -13,7 +13,7 @@ import signal
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,10 @@ def serving(user: User, name: RingName, **options: Any) -> Iterator[str]:
     ready, tell = os.pipe()
 
     def run() -> None:
-        with es.Broker.create(str(name), slots=2, slot_size=4096, **options) as broker:
+        with (
+            es.Broker.create(str(name), slots=2, slot_size=4096, **options) as broker,
+            suppress(SystemExit),  # of a SIGTERM that comes before it serves
+        ):
             os.write(tell, broker.address.encode())
             os.close(tell)
             broker.serve()
