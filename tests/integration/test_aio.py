@@ -1032,7 +1032,21 @@ async def main():
 
 def test_ctrl_c_ends_a_program_that_waits(make_broker: Brokers, run_child: Children) -> None:
     broker = make_broker().start()
-    child = run_child(_WAITS + "\nasyncio.run(main())", broker.address)
+    # A signal that comes right before asyncio sleeps is seen by CPython when it wakes up again.
+    child = run_child(
+        _WAITS
+        + """
+async def wake_up_often():
+    loop = asyncio.get_running_loop()
+    def again():
+        loop.call_later(0.05, again)
+    again()
+    await main()
+
+asyncio.run(wake_up_often())
+""",
+        broker.address,
+    )
     child.expect("waiting")
     child.signal(signal.SIGINT)
     assert child.wait() in (-signal.SIGINT, 130)
